@@ -1,0 +1,51 @@
+"""mlx-companion: a small language-model companion that runs, tunes and improves itself locally.
+
+The public surface is the short list in `__all__`; everything else is reached through the
+sub-packages, which a newcomer reads in the order in which data flows: text, models, lora,
+training, store, loop. Names are imported on first use (PEP 562), so that `import mlx_companion`
+costs milliseconds and does not import MLX::
+
+    import mlx_companion as mc
+
+    model = mc.load("smollm2-135m")
+    print(mc.generate(model, "What is a glacier?"))
+
+Importing the package loads a fast BLAS on Linux without a GPU; that must happen before anything
+imports `mlx.core`, so import this package first (see `runtime/blas.py`).
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from mlx_companion import errors
+from mlx_companion.runtime.blas import load_blas as _load_blas
+
+__version__ = "0.1.0"
+
+_LAZY: dict[str, str] = {
+    "NEVER": "mlx_companion.runtime.stop:NEVER",
+    "StopSwitch": "mlx_companion.runtime.stop:StopSwitch",
+    "load_config": "mlx_companion.runtime.config:load_config",
+    "seed_everything": "mlx_companion.runtime.seeds:seed_everything",
+}
+
+__all__ = ["__version__", "errors", *sorted(_LAZY)]
+
+
+def __getattr__(name: str) -> Any:
+    target = _LAZY.get(name)
+    if target is None:
+        raise AttributeError(f"module 'mlx_companion' has no attribute '{name}'")
+    module, _, attribute = target.partition(":")
+    value = getattr(import_module(module), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+_load_blas()

@@ -1,0 +1,220 @@
+"""Writing files so that a `kill -9` or a full disk leaves the last good state.
+
+Everything is written to a temporary sibling in the same folder, flushed to the disk (fsync) and
+then renamed into place; a reader sees the old content or the new, never a part. Temporary names
+start with `.tmp-` and end with the real name, because some writers (`mx.save_safetensors`) add a
+suffix when it is missing. What a killed process left behind is swept on the next write to the
+same name::
+
+    with atomic_path(folder / "weights.safetensors") as temporary:
+        mx.save_safetensors(str(temporary), weights)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import hashlib
+import json
+import os
+import shutil
+import sys
+import uuid
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mlx_companion.errors import DiskFullError
+
+_CHUNK = 1 << 20
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path whose file replaces `path` when the block ends without an error.
+
+    Args:
+        path: the file to write; its folder is created when missing.
+
+    Yields:
+        A path in the same folder, with the same suffix, that does not exist yet.
+
+    Raises:
+        DiskFullError: the disk filled up; `path` is as it was before.
+    """
+    target = Path(path)
+    with _disk_full_explained(target):
+        temporary = _temporary_sibling(target)
+        try:
+            yield temporary
+            _fsync_file(temporary)
+            os.replace(temporary, target)
+            fsync_dir(target.parent)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def atomic_dir(path: str | Path) -> Iterator[Path]:
+    """Yield an empty temporary folder that becomes `path` when the block ends without an error.
+
+    An older folder at `path` is swapped out in one step where the system can (Linux, macOS) and
+    then removed.
+
+    Args:
+        path: the folder to write.
+
+    Yields:
+        The temporary folder, in the same parent.
+
+    Raises:
+        DiskFullError: the disk filled up; `path` is as it was before.
+    """
+    target = Path(path)
+    with _disk_full_explained(target):
+        temporary = _temporary_sibling(target)
+        temporary.mkdir()
+        try:
+            yield temporary
+            _fsync_tree(temporary)
+            _move_into_place(temporary, target)
+            fsync_dir(target.parent)
+        finally:
+            # Holds the new content after an error, the old content after a swap, else nothing.
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def atomic_write_bytes(path: str | Path, data: bytes) -> None:
+    """Write `data` to `path` atomically. Raises DiskFullError when there is no space."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def atomic_write_text(path: str | Path, text: str) -> None:
+    """Write `text` to `path` as UTF-8, atomically. Raises DiskFullError when there is no space."""
+    atomic_write_bytes(path, text.encode("utf-8"))
+
+
+def atomic_write_json(path: str | Path, data: Any) -> None:
+    """Write `data` to `path` as indented JSON, atomically.
+
+    Raises:
+        DiskFullError: there is no space.
+        ValueError: `data` holds NaN or an infinity, which are not JSON.
+    """
+    text = json.dumps(data, ensure_ascii=False, indent=2, allow_nan=False)
+    atomic_write_text(path, text + "\n")
+
+
+def sha256_file(path: str | Path) -> str:
+    """The SHA-256 of a file's content, as 64 hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fsync_dir(folder: str | Path) -> None:
+    """Flush a folder's entries, so that a rename in it survives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems refuse fsync on a folder; the rename itself is still atomic.
+        if error.errno not in {errno.EINVAL, errno.ENOTSUP}:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _disk_full_explained(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL or isinstance(error, DiskFullError):
+            raise
+        raise DiskFullError(
+            f"no space left to write {target}; what was there before is untouched; "
+            "free some space and run it again"
+        ) from error
+
+
+def _temporary_sibling(target: Path) -> Path:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(target)
+    return target.parent / f".tmp-{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}-{target.name}"
+
+
+def _host() -> str:
+    """Marks whose process ids those in temporary names are; containers may share a folder."""
+    return f"{zlib.crc32(os.uname().nodename.encode()):08x}"
+
+
+def _sweep(target: Path) -> None:
+    """Remove what processes that are gone left behind while writing `target`."""
+    prefix = f".tmp-{_host()}-"
+    with os.scandir(target.parent) as entries:
+        names = [entry.name for entry in entries if entry.name.startswith(prefix)]
+    for name in names:
+        pid, _, rest = name.removeprefix(prefix).partition("-")
+        _, _, final = rest.partition("-")
+        if final == target.name and pid.isdigit() and not _alive(int(pid)):
+            _remove(target.parent / name)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _fsync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _fsync_tree(folder: Path) -> None:
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            _fsync_file(Path(parent) / name)
+        fsync_dir(parent)
+
+
+def _move_into_place(new: Path, target: Path) -> None:
+    if not target.exists():
+        os.rename(new, target)
+    elif not _exchange(new, target):
+        # Two renames: the only moment without a folder at `target` lies between them.
+        aside = new.with_name(new.name + "-old")
+        os.rename(target, aside)
+        os.rename(new, target)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two paths in one step; False where the system or the file system cannot."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    one, two = os.fsencode(first), os.fsencode(second)
+    if sys.platform == "darwin":
+        swap = getattr(libc, "renamex_np", None)
+        return swap is not None and swap(one, two, ctypes.c_uint(2)) == 0
+    swap = getattr(libc, "renameat2", None)
+    here = ctypes.c_int(-100)
+    return swap is not None and swap(here, one, here, two, ctypes.c_uint(2)) == 0
