@@ -1,0 +1,45 @@
+"""LoRA: small trained updates beside frozen weights, plain or quantized.
+
+    config    rank, strength, targets
+    layers    the adapter layer
+    attach    put on, take off, scale
+    fuse      fold into the weights, with a measure of what survives rounding
+    io        save and load, tied to the base model by its hash
+    interop   mlx-lm's adapter layout
+"""
+
+from mlx_companion.lora.attach import (
+    adapter_parameters,
+    attach,
+    attached_config,
+    detach,
+    is_attached,
+    load_parameters,
+    set_multiplier,
+)
+from mlx_companion.lora.config import DEFAULT_TARGETS, LoraConfig
+from mlx_companion.lora.fuse import FusedLayer, FuseReport, fuse
+from mlx_companion.lora.interop import export_mlx_lm
+from mlx_companion.lora.io import AdapterInfo, load_adapter, read_adapter_config, save_adapter
+from mlx_companion.lora.layers import LoRALinear
+
+__all__ = [
+    "DEFAULT_TARGETS",
+    "AdapterInfo",
+    "FuseReport",
+    "FusedLayer",
+    "LoRALinear",
+    "LoraConfig",
+    "adapter_parameters",
+    "attach",
+    "attached_config",
+    "detach",
+    "export_mlx_lm",
+    "fuse",
+    "is_attached",
+    "load_adapter",
+    "load_parameters",
+    "read_adapter_config",
+    "save_adapter",
+    "set_multiplier",
+]

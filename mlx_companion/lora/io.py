@@ -1,0 +1,232 @@
+"""Adapters on disk: a folder that appears whole or not at all, and knows its base model.
+
+    adapters.safetensors   A and B of every adapted layer, float32
+    adapter_config.json    format version, LoRA config, hash of the base model, SHA-256 of the
+                           weights file, shape of every tensor, and whatever the caller adds
+
+    sha = save_adapter("runs/a", model, config, base_sha256=lm.base_sha256)
+    config = load_adapter("runs/a", model, base_sha256=lm.base_sha256, expected_sha256=sha)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from mlx_companion.errors import AdapterError, ConfigError
+from mlx_companion.lora.attach import (
+    adapter_parameters,
+    attach,
+    attached_config,
+    detach,
+    is_attached,
+    load_parameters,
+    set_multiplier,
+)
+from mlx_companion.lora.config import LoraConfig
+from mlx_companion.runtime.files import atomic_dir, sha256_file
+
+FORMAT = "mlx-companion-lora"
+FORMAT_VERSION = 1
+WEIGHTS_FILE = "adapters.safetensors"
+CONFIG_FILE = "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """What `adapter_config.json` says; `shapes` gives the shape of every tensor by name."""
+
+    config: LoraConfig
+    base_sha256: str
+    weights_sha256: str
+    shapes: dict[str, tuple[int, ...]]
+    extra: dict[str, Any]
+
+
+def save_adapter(
+    folder: str | Path,
+    model: nn.Module,
+    config: LoraConfig,
+    base_sha256: str,
+    extra: Mapping[str, Any] | None = None,
+) -> str:
+    """Write the model's adapter to a folder, replacing an older one in one step.
+
+    Args:
+        folder: where to; its parent is made if needed.
+        model: carries the adapter.
+        config: what it was attached with.
+        base_sha256: hash of the base model's weights (`LanguageModel.base_sha256`).
+        extra: JSON values to keep with it.
+
+    Returns:
+        SHA-256 of the weights file.
+
+    Raises:
+        AdapterError: no adapter is attached.
+        DiskFullError: no space; an older adapter in the folder is untouched.
+    """
+    weights = adapter_parameters(model)
+    shapes = {name: list(weight.shape) for name, weight in weights.items()}
+    with atomic_dir(folder) as temporary:
+        sha256 = write_weights(temporary / WEIGHTS_FILE, weights)
+        head = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "lora": asdict(config),
+            "base_sha256": base_sha256,
+            "weights_sha256": sha256,
+            "tensors": shapes,
+            "extra": dict(extra or {}),
+        }
+        write_json(temporary / CONFIG_FILE, head)
+    return sha256
+
+
+def load_adapter(
+    folder: str | Path,
+    model: nn.Module,
+    base_sha256: str | None = None,
+    expected_sha256: str | None = None,
+) -> LoraConfig:
+    """Load an adapter into a model, attaching it first where needed.
+
+    Adapters that are on the model with another config are taken off. The multiplier becomes 1.
+
+    Args:
+        folder: what `save_adapter` wrote.
+        model: the base model the adapter was trained on.
+        base_sha256: hash of that model; checked against the one in the folder when given.
+        expected_sha256: hash that the weights file must have (from the version registry).
+
+    Returns:
+        The adapter's config.
+
+    Raises:
+        AdapterError: missing, corrupt, changed, or made for another base; the model is as before.
+    """
+    folder = Path(folder)
+    info = read_adapter_config(folder)
+    _check_hashes(folder, info, base_sha256, expected_sha256)
+    weights = _read_weights(folder / WEIGHTS_FILE, info)
+    fresh = attached_config(model) != info.config or not is_attached(model)
+    previous = _snapshot(model) if fresh else None
+    if fresh:
+        detach(model)
+    try:
+        if fresh:
+            attach(model, info.config)
+        load_parameters(model, weights)
+    except AdapterError as error:
+        if fresh:
+            _restore(model, previous)
+        raise AdapterError(f"the adapter in {folder} does not fit this model: {error}") from error
+    set_multiplier(model, 1.0)
+    return info.config
+
+
+def read_adapter_config(folder: str | Path) -> AdapterInfo:
+    """Read and check an adapter's description, without its weights.
+
+    Raises:
+        AdapterError: no such folder, a missing or unreadable file, an unknown format.
+    """
+    path = Path(folder) / CONFIG_FILE
+    if not path.parent.is_dir():
+        raise AdapterError(f"no adapter folder at {folder}; check the path")
+    try:
+        head = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise AdapterError(f"{path} is missing; the folder holds no adapter") from None
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"{path} cannot be read: {error}") from error
+    if not isinstance(head, dict) or head.get("format") != FORMAT:
+        raise AdapterError(f"{path} is not an adapter of this package (format '{FORMAT}' expected)")
+    version = head.get("format_version")
+    if version != FORMAT_VERSION:
+        raise AdapterError(
+            f"{path} has format version {version!r}, this package reads {FORMAT_VERSION}; "
+            "update mlx-companion"
+        )
+    return _parse_head(head, path)
+
+
+def write_weights(path: Path, weights: Mapping[str, mx.array]) -> str:
+    """Write tensors as float32 safetensors; returns the file's SHA-256."""
+    from safetensors.numpy import save
+
+    # Through Python's own write, whose error on a full disk says so.
+    arrays = {name: np.array(weight.astype(mx.float32)) for name, weight in weights.items()}
+    path.write_bytes(save(arrays))
+    return sha256_file(path)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write readable JSON."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _parse_head(head: dict[str, Any], path: Path) -> AdapterInfo:
+    try:
+        return AdapterInfo(
+            config=LoraConfig(**head["lora"]),
+            base_sha256=str(head["base_sha256"]),
+            weights_sha256=str(head["weights_sha256"]),
+            shapes={name: tuple(shape) for name, shape in head["tensors"].items()},
+            extra=dict(head["extra"]),
+        )
+    except (KeyError, TypeError, AttributeError, ValueError, ConfigError) as error:
+        raise AdapterError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+
+
+def _check_hashes(
+    folder: Path, info: AdapterInfo, base_sha256: str | None, expected_sha256: str | None
+) -> None:
+    path = folder / WEIGHTS_FILE
+    if base_sha256 is not None and base_sha256 != info.base_sha256:
+        raise AdapterError(
+            f"the adapter in {folder} was made for the base model {info.base_sha256[:12]}, "
+            f"but this one is {base_sha256[:12]}; load the model it was trained on"
+        )
+    if not path.is_file():
+        raise AdapterError(f"{path} is missing; the adapter is incomplete")
+    found = sha256_file(path)
+    for wanted, whose in ((info.weights_sha256, CONFIG_FILE), (expected_sha256, "the caller")):
+        if wanted is not None and wanted != found:
+            raise AdapterError(
+                f"{path} is corrupt or was replaced: its SHA-256 is {found[:12]}, "
+                f"{whose} expects {wanted[:12]}"
+            )
+
+
+def _read_weights(path: Path, info: AdapterInfo) -> dict[str, mx.array]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        arrays = load(path.read_bytes())
+    except (SafetensorError, OSError, ValueError) as error:
+        raise AdapterError(f"{path} is not a readable safetensors file: {error}") from error
+    shapes = {name: tuple(array.shape) for name, array in arrays.items()}
+    if shapes != info.shapes:
+        raise AdapterError(f"{path} does not hold the tensors that {CONFIG_FILE} lists")
+    return {name: mx.array(array) for name, array in arrays.items()}
+
+
+def _snapshot(model: nn.Module) -> tuple[LoraConfig, dict[str, mx.array]] | None:
+    config = attached_config(model)
+    return None if config is None else (config, adapter_parameters(model))
+
+
+def _restore(model: nn.Module, previous: tuple[LoraConfig, dict[str, mx.array]] | None) -> None:
+    detach(model)
+    if previous is not None:
+        attach(model, previous[0])
+        load_parameters(model, previous[1])
