@@ -1,0 +1,50 @@
+"""What every test gets: its own data and cache folders, and an environment without our variables.
+
+Warnings are errors (pyproject.toml). Helpers that build tiny models are in `tiny.py`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Before anything imports mlx.core: the package loads the BLAS.
+import mlx_companion
+import pytest
+from mlx_companion.runtime.paths import CACHE_VARIABLE, HOME_VARIABLE, cache_dir
+
+_PREFIX = "MLX_COMPANION_"
+_KEPT = {"MLX_COMPANION_BLAS"}
+
+# A worker that forks with tokenizer threads running would warn, and warnings are errors.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def person_cache() -> Path:
+    """The cache of the person who runs the tests, so that a real model is downloaded once."""
+    return cache_dir()
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(
+    person_cache: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keep each test out of the real home and cache folders, and free of the person's settings."""
+    for name in [n for n in os.environ if n.startswith(_PREFIX) and n not in _KEPT]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path_factory.mktemp("home")))
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture
+def real_cache(person_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Use the person's real cache in this test (for tests marked `real_model`)."""
+    monkeypatch.setenv(CACHE_VARIABLE, str(person_cache))
+    return person_cache
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return Path(mlx_companion.__file__).parent.parent
