@@ -15,20 +15,15 @@ from mlx_companion.runtime.paths import CACHE_VARIABLE, HOME_VARIABLE, cache_dir
 
 _PREFIX = "MLX_COMPANION_"
 _KEPT = {"MLX_COMPANION_BLAS"}
+_PERSON_CACHE = os.environ.get(CACHE_VARIABLE)
 
 # A worker that forks with tokenizer threads running would warn, and warnings are errors.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-@pytest.fixture(scope="session")
-def person_cache() -> Path:
-    """The cache of the person who runs the tests, so that a real model is downloaded once."""
-    return cache_dir()
-
-
 @pytest.fixture(autouse=True)
 def clean_environment(
-    person_cache: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Keep each test out of the real home and cache folders, and free of the person's settings."""
     for name in [n for n in os.environ if n.startswith(_PREFIX) and n not in _KEPT]:
@@ -38,10 +33,13 @@ def clean_environment(
 
 
 @pytest.fixture
-def real_cache(person_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Use the person's real cache in this test (for tests marked `real_model`)."""
-    monkeypatch.setenv(CACHE_VARIABLE, str(person_cache))
-    return person_cache
+def real_cache(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Use the person's own cache (for tests marked `real_model`): a model is downloaded once."""
+    if _PERSON_CACHE is None:
+        monkeypatch.delenv(CACHE_VARIABLE)
+    else:
+        monkeypatch.setenv(CACHE_VARIABLE, _PERSON_CACHE)
+    return cache_dir()
 
 
 @pytest.fixture(scope="session")
