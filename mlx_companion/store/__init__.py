@@ -1,0 +1,47 @@
+"""The local SQLite database: what was said, made, judged, trained, tested and deployed.
+
+Read `store.py` first (the whole at a glance), then `schema.py` (the tables); each other module
+is one part. The layer imports only `errors` and `runtime`.
+"""
+
+from __future__ import annotations
+
+from mlx_companion.store.backups import latest_backup, list_backups, restore_backup
+from mlx_companion.store.records import (
+    Example,
+    Feedback,
+    FeedbackState,
+    Interaction,
+    Judgement,
+    LedgerEntry,
+    Metric,
+    NewExample,
+    ReplayMember,
+    Round,
+    Run,
+    Step,
+    Version,
+    VersionEvent,
+)
+from mlx_companion.store.store import Store
+
+__all__ = [
+    "Example",
+    "Feedback",
+    "FeedbackState",
+    "Interaction",
+    "Judgement",
+    "LedgerEntry",
+    "Metric",
+    "NewExample",
+    "ReplayMember",
+    "Round",
+    "Run",
+    "Step",
+    "Store",
+    "Version",
+    "VersionEvent",
+    "latest_backup",
+    "list_backups",
+    "restore_backup",
+]

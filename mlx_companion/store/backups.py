@@ -1,0 +1,122 @@
+"""Checks and copies of the database file.
+
+Why: a disk can damage a file. `check` finds that out when the store is opened, before anything
+is written; `make_backup` copies a consistent state with SQLite's backup API while others go on
+writing; `restore_backup` puts a copy in place and keeps the damaged file beside it.
+
+Nothing here opens the database with Python's `open`: closing such a file would drop the locks
+that SQLite holds on it for the whole process (POSIX advisory locks).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import sqlite3
+from pathlib import Path
+
+from mlx_companion.errors import StoreError
+from mlx_companion.runtime.files import atomic_path, fsync_dir
+from mlx_companion.store.faults import damaged, explained
+from mlx_companion.store.values import now
+
+# A full check reads every index entry; beyond this size (bytes) only the structure is checked.
+FULL_CHECK_BYTES = 32 * 1024 * 1024
+KEEP = 5
+
+
+def backup_folder(path: Path) -> Path:
+    """Where the backups of the database at `path` lie."""
+    return path.parent / "backups"
+
+
+def list_backups(path: Path) -> list[Path]:
+    """The backups of the database at `path`, oldest first."""
+    pattern = re.compile(re.escape(path.stem) + r"-\d{8}T\d{12}Z-v\d+\.db")
+    folder = backup_folder(path)
+    if not folder.is_dir():
+        return []
+    return sorted(entry for entry in folder.iterdir() if pattern.fullmatch(entry.name))
+
+
+def latest_backup(path: Path) -> Path | None:
+    """The newest backup of the database at `path`, or None."""
+    return next(reversed(list_backups(path)), None)
+
+
+def make_backup(path: Path, version: int, keep: int = KEEP) -> Path:
+    """Copy the committed state of the database at `path`; keep the newest `keep` copies.
+
+    Works while others write, and while the caller's own connection holds a write transaction
+    (whose changes are not yet in the copy).
+
+    Raises:
+        DiskFullError: no space; no copy was made.
+        StoreError: the copy failed its check, so the original is damaged.
+    """
+    folder = backup_folder(path)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    stamp = re.sub(r"[-:.]", "", now().partition("+")[0])
+    target = folder / f"{path.stem}-{stamp}Z-v{version}.db"
+    with atomic_path(target) as temporary:
+        _copy(path, temporary)
+        os.chmod(temporary, 0o600)
+    for old in list_backups(path)[:-keep]:
+        old.unlink(missing_ok=True)
+    return target
+
+
+def _copy(source: Path, target: Path) -> None:
+    with (
+        explained(source),
+        contextlib.closing(sqlite3.connect(source, timeout=30)) as reader,
+        contextlib.closing(sqlite3.connect(target, isolation_level=None)) as writer,
+    ):
+        reader.backup(writer)
+        # One file that needs no companions: a copy that is moved must not lose its WAL.
+        writer.execute("PRAGMA journal_mode = DELETE")
+        check(writer, source)
+
+
+def check(connection: sqlite3.Connection, path: Path) -> None:
+    """Check the structure of an open database, and its content too when it is small.
+
+    Raises:
+        StoreError: it is damaged; names the file and its newest backup.
+    """
+    pages = connection.execute("PRAGMA page_count").fetchone()[0]
+    size = pages * connection.execute("PRAGMA page_size").fetchone()[0]
+    pragma = "integrity_check" if size <= FULL_CHECK_BYTES else "quick_check"
+    problems = [row[0] for row in connection.execute(f"PRAGMA {pragma}(3)")]
+    if problems != ["ok"]:
+        raise damaged(path, "; ".join(problems))
+
+
+def restore_backup(path: str | Path, backup: str | Path | None = None) -> Path:
+    """Put a backup (the newest by default) in the place of the database at `path`.
+
+    No store may have the database open. The file that was there is renamed, never deleted.
+
+    Returns:
+        The new path of the file that was there (or where it would be, when there was none).
+
+    Raises:
+        StoreError: there is no such backup.
+    """
+    path = Path(path)
+    chosen = latest_backup(path) if backup is None else Path(backup)
+    if chosen is None or not chosen.is_file():
+        raise StoreError(f"there is no backup of {path} at {chosen or backup_folder(path)}")
+    aside = path.with_name(f"{path.name}.damaged-{re.sub(r'[-:.+]', '', now())[:20]}")
+    with atomic_path(path) as temporary:
+        shutil.copyfile(chosen, temporary)
+        # The old journal must go first: beside the new file it would be taken for its own.
+        for suffix in ("-wal", "-shm", "-journal", ""):
+            old = Path(f"{path}{suffix}")
+            if old.exists():
+                os.replace(old, f"{aside}{suffix}")
+    os.chmod(path, 0o600)
+    fsync_dir(path.parent)
+    return aside
