@@ -23,7 +23,9 @@ from mlx_companion.runtime.seeds import derive_seed
 from mlx_companion.text.encode import Encoded
 
 PAD_TOKEN = 0
-_LENGTH_NOISE = 0.05
+# Measured on log-normal lengths: at 0.1 epochs share 1-14 % of their batches (0: 30-91 %) and
+# padding grows by about 2 points.
+_LENGTH_NOISE = 0.1
 
 
 @dataclass(frozen=True)

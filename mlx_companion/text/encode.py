@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from mlx_companion.errors import ConfigError, DataError
 from mlx_companion.text.records import Sample
-from mlx_companion.text.spans import assistant_spans
+from mlx_companion.text.spans import assistant_spans, has_template
 
 
 @dataclass(frozen=True)
@@ -153,45 +153,56 @@ def _encode(sample: Sample, tokenizer: Any) -> Encoded:
     if sample.text is not None:
         return _encode_text(sample.text, tokenizer)
     text, spans = assistant_spans(sample.messages, tokenizer)
-    tokens = _ids(text, tokenizer)
-    ranges = _ranges_by_prefix(text, spans, tokens, tokenizer)
+    # A template has written the special tokens already; plain text lacks them.
+    plain = not has_template(tokenizer)
+    tokens = _ids(text, tokenizer, plain)
+    ranges = _ranges_by_prefix(text, spans, tokens, tokenizer, plain)
     if ranges is None:
-        ranges = _ranges_by_offset(text, spans, tokens, tokenizer)
+        ranges = _ranges_by_offset(text, spans, tokens, tokenizer, plain)
     targets = [False] * len(tokens)
     special = _special_ids(tokenizer)
     for start, end in ranges:
         end = _through_end_token(tokens, start, end, special, tokenizer)
         targets[start:end] = [True] * (end - start)
+    if plain and targets[-1]:
+        _append_end(tokens, targets, tokenizer)
     return Encoded(tokens, targets).window(0, len(tokens))
 
 
 def _encode_text(text: str, tokenizer: Any) -> Encoded:
-    tokens = list(tokenizer.encode(text))
+    tokens = _ids(text, tokenizer, True)
+    targets = [True] * len(tokens)
+    _append_end(tokens, targets, tokenizer)
+    return Encoded(tokens, targets).window(0, len(tokens))
+
+
+def _append_end(tokens: list[int], targets: list[bool], tokenizer: Any) -> None:
     end = tokenizer.eos_token_id
-    if end is not None and (not tokens or tokens[-1] != end):
+    if end is not None and tokens[-1:] != [end]:
         tokens.append(end)
-    return Encoded(tokens, [True] * len(tokens)).window(0, len(tokens))
+        targets.append(True)
 
 
-def _ids(text: str, tokenizer: Any) -> list[int]:
-    # The template has written the special tokens already.
-    return list(tokenizer.encode(text, add_special_tokens=False))
+def _ids(text: str, tokenizer: Any, plain: bool) -> list[int]:
+    # Not verbose: transformers warns of long texts, which are cut here anyway.
+    return list(tokenizer.encode(text, add_special_tokens=plain, verbose=False))
 
 
 def _special_ids(tokenizer: Any) -> set[int]:
-    ends = getattr(tokenizer, "eos_token_ids", None) or ()
-    return {*tokenizer.all_special_ids, *ends}
+    ends = getattr(tokenizer, "eos_token_ids", None)
+    # A set in mlx-lm's wrapper; transformers answers the same name with one number.
+    return {*tokenizer.all_special_ids, *(ends if isinstance(ends, set) else ())}
 
 
 def _ranges_by_prefix(
-    text: str, spans: Sequence[tuple[int, int]], tokens: list[int], tokenizer: Any
+    text: str, spans: Sequence[tuple[int, int]], tokens: list[int], tokenizer: Any, plain: bool
 ) -> list[tuple[int, int]] | None:
     """Token ranges of the spans, or None where a prefix does not tokenize as it does inside."""
     ranges = []
     for span in spans:
         bounds = []
         for char in span:
-            prefix = _ids(text[:char], tokenizer)
+            prefix = _ids(text[:char], tokenizer, plain)
             if tokens[: len(prefix)] != prefix:
                 return None
             bounds.append(len(prefix))
@@ -200,12 +211,13 @@ def _ranges_by_prefix(
 
 
 def _ranges_by_offset(
-    text: str, spans: Sequence[tuple[int, int]], tokens: list[int], tokenizer: Any
+    text: str, spans: Sequence[tuple[int, int]], tokens: list[int], tokenizer: Any, plain: bool
 ) -> list[tuple[int, int]]:
     """Token ranges of the spans by character offsets; a token that straddles a start counts."""
     try:
-        # By name, because a wrapper forwards attributes but not the call operator.
-        out = tokenizer.__call__(text, add_special_tokens=False, return_offsets_mapping=True)
+        # mlx-lm's wrapper does not forward calls.
+        call = tokenizer if callable(tokenizer) else tokenizer._tokenizer
+        out = call(text, add_special_tokens=plain, return_offsets_mapping=True, verbose=False)
     except NotImplementedError as error:
         raise DataError(
             "a token straddles the border of an assistant turn and this tokenizer cannot "

@@ -128,7 +128,7 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
         if isinstance(text, DataError):
             yield Row(line, text)
         elif text.strip():
-            yield Row(line, _parse_json(text, path, line))
+            yield Row(line, _parse_json(text.rstrip("\r\n"), path, line))
 
 
 def _read_json(path: Path) -> Iterator[Row]:

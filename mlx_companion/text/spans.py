@@ -4,6 +4,8 @@ A chat template is a program: the only sure way to know what it writes for one t
 render the conversation up to that turn and compare. Rendering ``messages[:i]`` with the
 generation prompt gives exactly the text in front of which the model will stand when it
 answers, so the characters after it are what assistant turn i is trained on.
+
+A model without a template gets its turns joined by a blank line, as generation does it.
 """
 
 from __future__ import annotations
@@ -15,20 +17,21 @@ from mlx_companion.errors import DataError
 from mlx_companion.text.records import Message
 
 
+def has_template(tokenizer: Any) -> bool:
+    """Whether the tokenizer (mlx-lm's wrapper or a transformers one) has a chat template."""
+    known = getattr(tokenizer, "has_chat_template", None)
+    return bool(tokenizer.chat_template) if known is None else bool(known)
+
+
 def render(messages: Sequence[Message], tokenizer: Any, *, generation_prompt: bool) -> str:
     """Render a conversation with the tokenizer's chat template.
 
     Raises:
-        DataError: there is no template, or it refuses this conversation.
+        DataError: the template refuses this conversation.
     """
+    if not has_template(tokenizer):
+        return "\n\n".join(message.content for message in messages)
     turns = [{"role": message.role, "content": message.content} for message in messages]
-    if not getattr(tokenizer, "has_chat_template", True) or (
-        not hasattr(tokenizer, "has_chat_template") and not tokenizer.chat_template
-    ):
-        raise DataError(
-            "the tokenizer has no chat template, so conversations cannot be rendered; "
-            "use a chat model, set tokenizer.chat_template, or train on text samples"
-        )
     try:
         return tokenizer.apply_chat_template(
             turns, tokenize=False, add_generation_prompt=generation_prompt
@@ -44,7 +47,7 @@ def assistant_spans(
 
     Args:
         messages: the turns.
-        tokenizer: has a chat template.
+        tokenizer: mlx-lm's wrapper or a transformers tokenizer.
 
     Returns:
         The text and, per assistant turn, its (start, end) characters: from the end of the
