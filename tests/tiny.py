@@ -215,7 +215,12 @@ def tiny_bert(
     )
     modes = {f"pooling_mode_{m}_tokens": pooling == m for m in ("mean", "max")}
     (folder / "1_Pooling" / "config.json").write_text(
-        json.dumps({"word_embedding_dimension": full["hidden_size"], **modes,
-                    "pooling_mode_cls_token": pooling == "cls"})
+        json.dumps(
+            {
+                "word_embedding_dimension": full["hidden_size"],
+                **modes,
+                "pooling_mode_cls_token": pooling == "cls",
+            }
+        )
     )
     return folder

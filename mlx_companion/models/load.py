@@ -1,9 +1,9 @@
 """`load(x)`: a language model and its tokenizer, whatever `x` names.
 
 A thin layer over mlx-lm's loader. What it adds: aliases, GGUF files, one set of clear errors, a
-content hash of the weights (an adapter is tied to the base it was trained on), and the right
-number type for the machine: bfloat16 and 4-bit weights are far slower than float32 on MLX's CPU
-backend, so there everything becomes float32.
+content hash of the weights (an adapter is tied to the base it was trained on), every token that
+ends a turn, and the right number type for the machine: bfloat16 and 4-bit weights are far slower
+than float32 on MLX's CPU backend, so there everything becomes float32.
 
     model, tokenizer = load("smollm2-135m")
     base = load("path/to/folder"); base.model(tokens)
@@ -19,10 +19,15 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.tokenizer_utils import TokenizerWrapper
-from mlx_lm.utils import load_model, load_tokenizer
 
 from mlx_companion.errors import ModelNotFoundError
-from mlx_companion.runtime.files import sha256_file
+from mlx_companion.models.fetch import fetch
+from mlx_companion.models.folder import check_folder, load_folder, weight_files
+from mlx_companion.models.gguf import load_gguf
+from mlx_companion.models.gguf_header import is_gguf
+from mlx_companion.models.hashing import content_sha256
+from mlx_companion.models.registry import ALIASES, DEFAULT_MODEL
+from mlx_companion.models.tokenizer import wrap_folder_tokenizer, wrap_gguf_tokenizer
 
 
 @dataclass
@@ -31,10 +36,11 @@ class LanguageModel:
 
     Attributes:
         model: the mlx-lm module; `model(tokens (B, L)) -> logits (B, L, V)`.
-        tokenizer: mlx-lm's wrapper around a transformers fast tokenizer.
+        tokenizer: mlx-lm's wrapper around a transformers fast tokenizer; its `eos_token_ids`
+            hold every token that ends a reply.
         source: what was asked for (alias, hub id or path).
         path: the folder or GGUF file that the weights came from.
-        base_sha256: content hash of the weight files, hex.
+        base_sha256: content hash of the weight files, hex; the same wherever they lie.
         config: the model's configuration, in the terms of its `config.json`.
     """
 
@@ -51,24 +57,80 @@ class LanguageModel:
 
 
 def load(
-    x: str | Path = "smollm2-135m",
+    x: str | Path = DEFAULT_MODEL,
     *,
     dtype: mx.Dtype | None = None,
     dequantize: bool | None = None,
     lazy: bool = False,
 ) -> LanguageModel:
-    """Load a model and its tokenizer."""
-    path = Path(x)
-    if not path.is_dir():
-        raise ModelNotFoundError(f"no model folder at '{x}'")
-    model, config = load_model(path, lazy=True)
+    """Load a model and its tokenizer.
+
+    Args:
+        x: an alias (`smollm2-135m`), a hub id (`owner/name`), a folder in the layout of the hub
+            or of mlx-lm, or a GGUF file.
+        dtype: number type of weights that are not packed. Default: float32 on the CPU backend;
+            elsewhere that of the files.
+        dequantize: turn packed weights into plain ones. Default: only on the CPU backend.
+        lazy: leave the weights on the disk until they are first used.
+
+    Returns:
+        The model in evaluation mode, its tokenizer and what is known about them.
+
+    Raises:
+        ModelNotFoundError: `x` names nothing.
+        DownloadError: the model could not be fetched.
+        WeightsError: weights or configuration are missing, damaged or of an unsupported kind.
+    """
+    path = find_model(x)
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
+    if dequantize is None:
+        dequantize = on_cpu
     if dtype is None and on_cpu:
         dtype = mx.float32
-    if dtype is not None:
-        model.set_dtype(dtype)
+    loader = _load_gguf_file if path.is_file() else _load_model_folder
+    result = loader(path, str(x), dtype, dequantize)
     if not lazy:
-        mx.eval(model.parameters())
-    tokenizer = load_tokenizer(path, eos_token_ids=config.get("eos_token_id"))
-    digest = "".join(sha256_file(f) for f in sorted(path.glob("model*.safetensors")))
-    return LanguageModel(model, tokenizer, str(x), path, digest[:64], config)
+        mx.eval(result.model.parameters())
+    return result
+
+
+def find_model(x: str | Path) -> Path:
+    """The folder or GGUF file that `x` names, fetched when need be.
+
+    Raises:
+        ModelNotFoundError: `x` is no alias, hub id, folder or file.
+        DownloadError: the model could not be fetched.
+    """
+    name, path = str(x), Path(x).expanduser()
+    if name.lower() not in ALIASES and not path.exists():
+        if isinstance(x, Path) or path.is_absolute() or name.startswith(("./", "../", "~")):
+            raise ModelNotFoundError(f"there is no folder or file '{x}'; check the path")
+        if name.endswith((".gguf", ".safetensors")):
+            raise ModelNotFoundError(f"there is no file '{x}'; check the path")
+    if name.lower() in ALIASES or not path.exists():
+        path = fetch(name)
+    if path.is_file():
+        if not is_gguf(path):
+            raise ModelNotFoundError(f"'{x}' is a file but not GGUF; give the model's folder")
+        return path
+    ggufs = sorted(path.glob("*.gguf"))
+    return ggufs[0] if len(ggufs) == 1 and not weight_files(path) else path
+
+
+def _load_gguf_file(
+    path: Path, source: str, dtype: mx.Dtype | None, dequantize: bool
+) -> LanguageModel:
+    # Scales are stored as float16; bfloat16 would round them.
+    model, header, config = load_gguf(path, dequantize, dtype or mx.float16)
+    tokenizer = wrap_gguf_tokenizer(header.metadata)
+    return LanguageModel(model, tokenizer, source, path, content_sha256([path]), config)
+
+
+def _load_model_folder(
+    path: Path, source: str, dtype: mx.Dtype | None, dequantize: bool
+) -> LanguageModel:
+    check_folder(path)
+    model, config = load_folder(path, dtype, dequantize)
+    tokenizer = wrap_folder_tokenizer(path, config)
+    digest = content_sha256(weight_files(path))
+    return LanguageModel(model, tokenizer, source, path, digest, config)
