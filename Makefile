@@ -51,7 +51,7 @@ comma := ,
 
 define install
 echo "Installing what mlx-companion needs into $(VENV) (first time: a few minutes) ..." >&2; \
-$(RUN) -m pip install --quiet --disable-pip-version-check --editable "$(1)" >&2
+$(RUN) -m pip install -qq --disable-pip-version-check --editable "$(1)" >&2
 endef
 
 define make_venv

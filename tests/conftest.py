@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
+
 # Before anything imports mlx.core: the package loads the BLAS.
 import mlx_companion
-import pytest
 from mlx_companion.runtime.paths import CACHE_VARIABLE, HOME_VARIABLE, cache_dir
 
 _PREFIX = "MLX_COMPANION_"
