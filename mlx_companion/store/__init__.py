@@ -7,6 +7,7 @@ is one part. The layer imports only `errors` and `runtime`.
 from __future__ import annotations
 
 from mlx_companion.store.backups import latest_backup, list_backups, restore_backup
+from mlx_companion.store.erase import delete_everything
 from mlx_companion.store.records import (
     Example,
     Feedback,
@@ -24,11 +25,13 @@ from mlx_companion.store.records import (
     VersionEvent,
 )
 from mlx_companion.store.store import Store
+from mlx_companion.store.transfer import ImportReport, export, import_
 
 __all__ = [
     "Example",
     "Feedback",
     "FeedbackState",
+    "ImportReport",
     "Interaction",
     "Judgement",
     "LedgerEntry",
@@ -41,6 +44,9 @@ __all__ = [
     "Store",
     "Version",
     "VersionEvent",
+    "delete_everything",
+    "export",
+    "import_",
     "latest_backup",
     "list_backups",
     "restore_backup",

@@ -113,7 +113,7 @@ class Examples:
             """
             SELECT * FROM examples
             WHERE round_id = ?1 AND purpose = ?2 AND (?3 IS NULL OR model_version = ?3)
-            ORDER BY min(rowid) OVER (PARTITION BY prompt_sha), sample_index, rowid
+            ORDER BY min(id) OVER (PARTITION BY prompt_sha), sample_index, id
             """,
             (round_id, purpose, model_version),
         )

@@ -1,6 +1,6 @@
-"""The ledger of looks at each gate set, and the settings.
+"""The ledger of looks at each gate set.
 
-Why a ledger: every test on the same gate prompts uses up some of the error that they can bear.
+Why: every test on the same gate prompts uses up some of the error that they can bear.
 The ledger says how much of it is spent, keyed to the hash of the set, so that a changed set
 starts fresh and an unchanged one cannot be asked until it says yes.
 """
@@ -33,16 +33,17 @@ class Ledger:
 
         Args:
             gate_sha256: hash of the gate set.
-            alpha_spent: the level at which this look tests, at least 0.
+            alpha_spent: the level at which this look tests, from 0 to 1.
             p: its p-value; None while it is running.
             outcome: 'deploy', 'reject', 'inconclusive'; None while it is running.
             look: tells apart several looks within one round (such as scaled adapters).
 
         Raises:
-            DataError: `alpha_spent` is not a number of 0 or more.
+            DataError: `alpha_spent` or `p` is not a number from 0 to 1.
         """
-        if not alpha_spent >= 0:
-            raise DataError(f"{alpha_spent!r} is not a number of 0 or more", field="alpha_spent")
+        _check_share(alpha_spent, "alpha_spent")
+        if p is not None:
+            _check_share(p, "p")
         rows = self._db.rows(
             """
             INSERT INTO gate_ledger VALUES (?, ?, ?, ?, ?, ?, ?, ?)
@@ -82,3 +83,8 @@ class Ledger:
             (gate_sha256,),
         )
         return [load(LedgerEntry, row) for row in rows]
+
+
+def _check_share(number: float, field: str) -> None:
+    if not 0 <= number <= 1:
+        raise DataError(f"expected a number from 0 to 1, got {number!r}", field=field)

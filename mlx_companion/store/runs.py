@@ -70,10 +70,12 @@ class Runs:
     def log(self, run_id: str, step: int, metrics: Mapping[str, float]) -> None:
         """Record numbers measured at `step`; the same step and name again replaces the number.
 
+        NaN and infinities are kept as "no number" and come back as NaN.
+
         Raises:
             StoreError: there is no such run.
         """
-        values = [(run_id, int(step), name, float(value)) for name, value in metrics.items()]
+        values = [(run_id, int(step), name, _finite(value)) for name, value in metrics.items()]
         with self._db.transaction():
             for item in values:
                 self._db.execute(
@@ -120,3 +122,8 @@ class Runs:
             (run_id, name),
         )
         return [Metric(row[0], row[1], math.nan if row[2] is None else row[2]) for row in rows]
+
+
+def _finite(value: float) -> float | None:
+    number = float(value)
+    return number if math.isfinite(number) else None

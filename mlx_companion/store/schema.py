@@ -127,7 +127,7 @@ _RUNS = (
         summary TEXT NOT NULL DEFAULT '{}'
     ) STRICT
     """,
-    # NaN is stored as NULL by SQLite, which is why `value` may be NULL.
+    # What was not a number (NaN, infinity) is NULL.
     """
     CREATE TABLE run_metrics (
         run_id TEXT NOT NULL REFERENCES runs (id) ON DELETE CASCADE,

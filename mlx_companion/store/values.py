@@ -33,15 +33,20 @@ def new_id() -> str:
 
     Source: RFC 9562, section 5.7 (48 bits of milliseconds, 12 bits below, 62 random bits).
     """
-    milliseconds, rest = divmod(time.time_ns(), 1_000_000)
-    fraction = rest * 4096 // 1_000_000
+    milliseconds, microseconds = divmod(_tick(), 1000)
+    fraction = microseconds * 4096 // 1000
     high = (milliseconds & (2**48 - 1)) << 16 | 0x7 << 12 | fraction
     low = 0b10 << 62 | secrets.randbits(62)
     return f"{high:016x}{low:016x}"
 
 
 def now() -> str:
-    """The present in ISO 8601, UTC, with microseconds; strictly increasing within a process.
+    """The present in ISO 8601, UTC, with microseconds."""
+    return format_time(EPOCH + dt.timedelta(microseconds=_tick()))
+
+
+def _tick() -> int:
+    """Microseconds since 1970, strictly increasing within a process.
 
     Two turns of one conversation therefore sort as they happened even when the system clock
     is set back between them.
@@ -49,8 +54,7 @@ def now() -> str:
     global _last_microsecond
     with _clock:
         _last_microsecond = max(time.time_ns() // 1000, _last_microsecond + 1)
-        microsecond = _last_microsecond
-    return format_time(EPOCH + dt.timedelta(microseconds=microsecond))
+        return _last_microsecond
 
 
 def format_time(moment: dt.datetime) -> str:
