@@ -20,7 +20,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_companion.errors import AdapterError
 from mlx_companion.lora.config import LoraConfig
-from mlx_companion.lora.layers import BASE_TYPES, LoRALinear
+from mlx_companion.lora.layers import BASE_TYPES, LoRALinear, linear_shape
 from mlx_companion.runtime.seeds import derive_seed
 
 _BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
@@ -50,7 +50,7 @@ def attach(model: nn.Module, config: LoraConfig, seed: int = 0) -> list[str]:
     Raises:
         AdapterError: adapters are on the model already, or no layer matches.
     """
-    present = _wrappers(model)
+    present = _wrapped(model)
     if present:
         raise AdapterError(
             f"the model carries adapters already ({len(present)}, first: {next(iter(present))}); "
@@ -70,13 +70,16 @@ def attach(model: nn.Module, config: LoraConfig, seed: int = 0) -> list[str]:
 def detach(model: nn.Module) -> list[str]:
     """Take all adapters off, mlx-lm's own (LoRA and DoRA) included, and unfreeze what was unfrozen.
 
+    The very modules that were there before come back. (mlx-lm's `remove_lora_layers` looks for
+    its LoRA layers only and leaves its DoRA layers in place.)
+
     Returns:
         Paths of the layers restored; empty when there was no adapter.
     """
-    wrappers = _wrappers(model)
-    replace_modules(model, wrappers)
+    bases = _wrapped(model)
+    replace_modules(model, bases)
     restore_trainable(model)
-    return list(wrappers)
+    return list(bases)
 
 
 def is_attached(model: nn.Module) -> bool:
@@ -121,17 +124,48 @@ def load_parameters(model: nn.Module, weights: Mapping[str, mx.array]) -> None:
         AdapterError: no adapter, a missing or unknown tensor, or one of another shape.
     """
     current = adapter_parameters(model)
-    problems = [f"{name} is missing" for name in sorted(current.keys() - weights.keys())]
-    problems += [f"{name} is not in the model" for name in sorted(weights.keys() - current.keys())]
+    check_shapes({name: tuple(old.shape) for name, old in current.items()}, weights)
+    model.load_weights([(n, w.astype(current[n].dtype)) for n, w in weights.items()], strict=False)
+
+
+def expected_shapes(model: nn.Module, config: LoraConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors that `attach` with this config would make.
+
+    Raises:
+        AdapterError: no layer of the model matches the config.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path, base in match_targets(model, config).items():
+        out_dims, in_dims = linear_shape(base)
+        shapes[f"{path}.lora_a"] = (in_dims, config.rank)
+        shapes[f"{path}.lora_b"] = (config.rank, out_dims)
+    return shapes
+
+
+def check_shapes(needed: Mapping[str, tuple[int, ...]], weights: Mapping[str, mx.array]) -> None:
+    """Raises AdapterError unless `weights` has exactly the tensors needed, in their shapes."""
+    problems = [f"{name} is missing" for name in sorted(needed.keys() - weights.keys())]
+    problems += [f"{name} is not in the model" for name in sorted(weights.keys() - needed.keys())]
     problems += [
-        f"{name} has shape {tuple(weights[name].shape)}, the model needs {tuple(old.shape)}"
-        for name, old in current.items()
-        if name in weights and weights[name].shape != old.shape
+        f"{name} has shape {tuple(weights[name].shape)}, the model needs {shape}"
+        for name, shape in needed.items()
+        if name in weights and tuple(weights[name].shape) != shape
     ]
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise AdapterError(f"these weights do not fit: {'; '.join(problems[:3])}{more}")
-    model.load_weights([(n, w.astype(current[n].dtype)) for n, w in weights.items()], strict=False)
+
+
+def get_multiplier(model: nn.Module) -> float:
+    """How strongly the adapters act (see `set_multiplier`).
+
+    Raises:
+        AdapterError: no adapter is attached, or its layers differ.
+    """
+    values = {layer.multiplier for layer in require_adapters(model).values()}
+    if len(values) > 1:
+        raise AdapterError(f"the layers have different multipliers ({sorted(values)}); set one")
+    return values.pop()
 
 
 def set_multiplier(model: nn.Module, multiplier: float) -> None:
@@ -149,10 +183,13 @@ def set_multiplier(model: nn.Module, multiplier: float) -> None:
 def match_targets(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
     """The linear layers that a config names, by path, in the model's order.
 
+    Adapters that are on the model are looked through. Only plain and quantized linear layers
+    count; the stacked experts of a mixture-of-experts model are left alone.
+
     Raises:
         AdapterError: there is none; names the nearest layers.
     """
-    linear = {path: m for path, m in model.named_modules() if isinstance(m, BASE_TYPES)}
+    linear = _base_linears(model)
     matched = {path: m for path, m in linear.items() if _matches(path, config.targets)}
     if not matched:
         raise AdapterError(
@@ -191,10 +228,20 @@ def _adapted(path: str, base: nn.Module, config: LoraConfig, seed: int) -> LoRAL
     return layer
 
 
-def _wrappers(model: nn.Module) -> dict[str, nn.Module]:
+def _wrapped(model: nn.Module) -> dict[str, nn.Module]:
     """The base of every layer that is wrapped, by our class or one of mlx-lm's, by path."""
     bases = {path: _base_of(module) for path, module in model.named_modules()}
     return {path: base for path, base in bases.items() if base is not None}
+
+
+def _base_linears(model: nn.Module) -> dict[str, nn.Module]:
+    """Every linear layer by the path that it has without adapters."""
+    wrapped = _wrapped(model)
+    found = dict(wrapped)
+    for path, module in model.named_modules():
+        if path.rpartition(".")[0] not in wrapped:
+            found.setdefault(path, module)
+    return {path: module for path, module in found.items() if isinstance(module, BASE_TYPES)}
 
 
 def _base_of(module: nn.Module) -> nn.Module | None:
@@ -221,7 +268,7 @@ def _last_blocks(paths: Mapping[str, nn.Module], config: LoraConfig) -> set[str]
 
 
 def _candidates(linear: Mapping[str, nn.Module], patterns: tuple[str, ...]) -> str:
-    names = sorted({path.rpartition(".")[2] for path in linear if not path.endswith(".base")})
+    names = sorted({path.rpartition(".")[2] for path in linear})
     if not names:
         return "the model has no linear layer at all"
     near = [n for p in patterns for n in get_close_matches(p.rpartition(".")[2], names)]

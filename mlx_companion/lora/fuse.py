@@ -49,7 +49,8 @@ def fuse(
 
     Args:
         model: carries adapters; changed in place, or not at all when an error is raised.
-        dequantize: turn quantized layers into float ones first (more memory, nothing lost).
+        dequantize: turn quantized layers into float ones first (more memory, nothing lost), and
+            half-precision ones into float32 where they would lose too much.
         min_cosine: least cosine allowed between the update meant and the one realised.
 
     Returns:
@@ -58,32 +59,41 @@ def fuse(
     Raises:
         AdapterError: no adapter is attached, or a layer would keep too little of its update.
     """
-    fused: dict[str, nn.Module] = {}
-    report = []
-    for path, layer in require_adapters(model).items():
-        fused[path], cosine = _fused(layer, dequantize, min_cosine)
-        report.append(FusedLayer(path, type(fused[path]).__name__, cosine))
-    result = FuseReport(tuple(report))
-    if result.worst.cosine < min_cosine:
-        lost = sum(layer.cosine < min_cosine for layer in report)
+    layers = require_adapters(model)
+    # Measured first and fused in a second pass, so that a refusal changes nothing and the
+    # memory of only one layer is needed at a time.
+    report = FuseReport(
+        tuple(_measured(path, layer, dequantize, min_cosine) for path, layer in layers.items())
+    )
+    if report.worst.cosine < min_cosine:
+        lost = sum(layer.cosine < min_cosine for layer in report.layers)
         raise AdapterError(
-            f"fusing would lose the adapter in {lost} of {len(report)} layers: rounding leaves "
-            f"a cosine of {result.worst.cosine:.2f} to the update in {result.worst.path} "
+            f"fusing would lose the adapter in {lost} of {len(layers)} layers: rounding leaves "
+            f"a cosine of {report.worst.cosine:.2f} to the update in {report.worst.path} "
             f"(at least {min_cosine} is wanted); keep the adapter separate, or pass "
             "dequantize=True to get float layers"
         )
-    replace_modules(model, fused)
+    for path, layer in layers.items():
+        replace_modules(model, {path: _fused(layer, dequantize, min_cosine)[0]})
     restore_trainable(model)
-    return result
+    return report
+
+
+def _measured(path: str, layer: LoRALinear, dequantize: bool, min_cosine: float) -> FusedLayer:
+    fused, cosine = _fused(layer, dequantize, min_cosine)
+    return FusedLayer(path, type(fused).__name__, cosine)
 
 
 def _fused(layer: LoRALinear, dequantize: bool, min_cosine: float) -> tuple[nn.Module, float]:
+    """The plain layer that takes an adapted one's place, and the cosine of its update."""
     base, delta = layer.base, layer.delta()
     before = _float_weight(base)
     if isinstance(base, nn.QuantizedLinear) and not dequantize:
-        linear = _linear(before + delta, base, base.scales.dtype)
         fused = nn.QuantizedLinear.from_linear(
-            linear, group_size=base.group_size, bits=base.bits, mode=base.mode
+            _linear(before + delta, base, base.scales.dtype),
+            group_size=base.group_size,
+            bits=base.bits,
+            mode=base.mode,
         )
         return fused, _cosine(_float_weight(fused) - before, delta)
     fused = _linear(before + delta, base, _dtype(base))
@@ -102,6 +112,7 @@ def _linear(weight: mx.array, base: nn.Module, dtype: mx.Dtype) -> nn.Linear:
     if "bias" in base:
         linear.bias = base.bias
     mx.eval(linear.parameters())
+    linear.freeze()
     linear.train(base.training)
     return linear
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import mlx.nn as nn
 
 from mlx_companion.errors import AdapterError
-from mlx_companion.lora.attach import adapter_parameters, require_adapters
+from mlx_companion.lora.attach import adapter_parameters, attached_config, require_adapters
 from mlx_companion.lora.io import CONFIG_FILE, WEIGHTS_FILE, write_json, write_weights
 from mlx_companion.runtime.files import atomic_dir
 
@@ -33,14 +33,14 @@ def export_mlx_lm(model: nn.Module, folder: str | Path) -> Path:
     scales = {layer.scale * layer.multiplier for layer in layers.values()}
     if len(ranks) > 1 or len(scales) > 1:
         raise AdapterError("mlx-lm's format has one rank and one scale; these layers differ")
-    first = next(iter(layers.values()))
+    config = attached_config(model)
     head = {
         "fine_tune_type": "lora",
         "num_layers": len(model.layers),
         "lora_parameters": {
             "rank": ranks.pop(),
             "scale": scales.pop(),
-            "dropout": _dropout(first),
+            "dropout": config.dropout if config else 0.0,
             # Whole paths, because names within a block would adapt every block.
             "keys": list(layers),
         },
@@ -49,7 +49,3 @@ def export_mlx_lm(model: nn.Module, folder: str | Path) -> Path:
         write_weights(temporary / WEIGHTS_FILE, adapter_parameters(model))
         write_json(temporary / CONFIG_FILE, head)
     return Path(folder)
-
-
-def _dropout(layer: nn.Module) -> float:
-    return 1 - layer.dropout._p_1

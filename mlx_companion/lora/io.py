@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -20,18 +21,21 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from mlx_companion.errors import AdapterError, ConfigError
+from mlx_companion.errors import AdapterError
 from mlx_companion.lora.attach import (
     adapter_parameters,
     attach,
     attached_config,
+    check_shapes,
     detach,
+    expected_shapes,
+    get_multiplier,
     is_attached,
     load_parameters,
     set_multiplier,
 )
 from mlx_companion.lora.config import LoraConfig
-from mlx_companion.runtime.files import atomic_dir, sha256_file
+from mlx_companion.runtime.files import atomic_dir
 
 FORMAT = "mlx-companion-lora"
 FORMAT_VERSION = 1
@@ -44,6 +48,7 @@ class AdapterInfo:
     """What `adapter_config.json` says; `shapes` gives the shape of every tensor by name."""
 
     config: LoraConfig
+    multiplier: float
     base_sha256: str
     weights_sha256: str
     shapes: dict[str, tuple[int, ...]]
@@ -57,7 +62,7 @@ def save_adapter(
     base_sha256: str,
     extra: Mapping[str, Any] | None = None,
 ) -> str:
-    """Write the model's adapter to a folder, replacing an older one in one step.
+    """Write the model's adapter, its multiplier included, replacing an older one in one step.
 
     Args:
         folder: where to; its parent is made if needed.
@@ -70,10 +75,12 @@ def save_adapter(
         SHA-256 of the weights file.
 
     Raises:
-        AdapterError: no adapter is attached.
+        AdapterError: no adapter is attached, or it was attached with another config.
         DiskFullError: no space; an older adapter in the folder is untouched.
     """
     weights = adapter_parameters(model)
+    if attached_config(model) not in (None, config):
+        raise AdapterError(f"attached with {attached_config(model)}, but saved as {config}")
     shapes = {name: list(weight.shape) for name, weight in weights.items()}
     with atomic_dir(folder) as temporary:
         sha256 = write_weights(temporary / WEIGHTS_FILE, weights)
@@ -81,6 +88,7 @@ def save_adapter(
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "lora": asdict(config),
+            "multiplier": get_multiplier(model),
             "base_sha256": base_sha256,
             "weights_sha256": sha256,
             "tensors": shapes,
@@ -98,7 +106,8 @@ def load_adapter(
 ) -> LoraConfig:
     """Load an adapter into a model, attaching it first where needed.
 
-    Adapters that are on the model with another config are taken off. The multiplier becomes 1.
+    Adapters that are on the model with another config are taken off. The multiplier becomes the
+    one that it was saved with.
 
     Args:
         folder: what `save_adapter` wrote.
@@ -114,21 +123,21 @@ def load_adapter(
     """
     folder = Path(folder)
     info = read_adapter_config(folder)
-    _check_hashes(folder, info, base_sha256, expected_sha256)
-    weights = _read_weights(folder / WEIGHTS_FILE, info)
-    fresh = attached_config(model) != info.config or not is_attached(model)
-    previous = _snapshot(model) if fresh else None
-    if fresh:
-        detach(model)
+    if base_sha256 is not None and base_sha256 != info.base_sha256:
+        raise AdapterError(
+            f"the adapter in {folder} was made for the base model {info.base_sha256[:12]}, "
+            f"but this one is {base_sha256[:12]}; load the model it was trained on"
+        )
+    weights = _read_weights(folder / WEIGHTS_FILE, info, expected_sha256)
     try:
-        if fresh:
-            attach(model, info.config)
-        load_parameters(model, weights)
+        check_shapes(expected_shapes(model, info.config), weights)
     except AdapterError as error:
-        if fresh:
-            _restore(model, previous)
         raise AdapterError(f"the adapter in {folder} does not fit this model: {error}") from error
-    set_multiplier(model, 1.0)
+    if not is_attached(model) or attached_config(model) != info.config:
+        detach(model)
+        attach(model, info.config)
+    load_parameters(model, weights)
+    set_multiplier(model, info.multiplier)
     return info.config
 
 
@@ -164,8 +173,9 @@ def write_weights(path: Path, weights: Mapping[str, mx.array]) -> str:
 
     # Through Python's own write, whose error on a full disk says so.
     arrays = {name: np.array(weight.astype(mx.float32)) for name, weight in weights.items()}
-    path.write_bytes(save(arrays))
-    return sha256_file(path)
+    data = save(arrays)
+    path.write_bytes(data)
+    return hashlib.sha256(data).hexdigest()
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -177,56 +187,38 @@ def _parse_head(head: dict[str, Any], path: Path) -> AdapterInfo:
     try:
         return AdapterInfo(
             config=LoraConfig(**head["lora"]),
+            multiplier=float(head["multiplier"]),
             base_sha256=str(head["base_sha256"]),
             weights_sha256=str(head["weights_sha256"]),
             shapes={name: tuple(shape) for name, shape in head["tensors"].items()},
             extra=dict(head["extra"]),
         )
-    except (KeyError, TypeError, AttributeError, ValueError, ConfigError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise AdapterError(f"{path} is damaged: {type(error).__name__}: {error}") from error
 
 
-def _check_hashes(
-    folder: Path, info: AdapterInfo, base_sha256: str | None, expected_sha256: str | None
-) -> None:
-    path = folder / WEIGHTS_FILE
-    if base_sha256 is not None and base_sha256 != info.base_sha256:
-        raise AdapterError(
-            f"the adapter in {folder} was made for the base model {info.base_sha256[:12]}, "
-            f"but this one is {base_sha256[:12]}; load the model it was trained on"
-        )
-    if not path.is_file():
-        raise AdapterError(f"{path} is missing; the adapter is incomplete")
-    found = sha256_file(path)
-    for wanted, whose in ((info.weights_sha256, CONFIG_FILE), (expected_sha256, "the caller")):
+def _read_weights(path: Path, info: AdapterInfo, expected: str | None) -> dict[str, mx.array]:
+    """The tensors, from one read of the file, checked against every hash and the listed shapes."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise AdapterError(f"{path} is missing; the adapter is incomplete") from None
+    except OSError as error:
+        raise AdapterError(f"{path} cannot be read: {error}") from error
+    found = hashlib.sha256(data).hexdigest()
+    for wanted, whose in ((info.weights_sha256, CONFIG_FILE), (expected, "the caller")):
         if wanted is not None and wanted != found:
             raise AdapterError(
                 f"{path} is corrupt or was replaced: its SHA-256 is {found[:12]}, "
                 f"{whose} expects {wanted[:12]}"
             )
-
-
-def _read_weights(path: Path, info: AdapterInfo) -> dict[str, mx.array]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
     try:
-        arrays = load(path.read_bytes())
-    except (SafetensorError, OSError, ValueError) as error:
+        arrays = load(data)
+    except (SafetensorError, ValueError) as error:
         raise AdapterError(f"{path} is not a readable safetensors file: {error}") from error
-    shapes = {name: tuple(array.shape) for name, array in arrays.items()}
-    if shapes != info.shapes:
+    if {name: tuple(array.shape) for name, array in arrays.items()} != info.shapes:
         raise AdapterError(f"{path} does not hold the tensors that {CONFIG_FILE} lists")
     return {name: mx.array(array) for name, array in arrays.items()}
-
-
-def _snapshot(model: nn.Module) -> tuple[LoraConfig, dict[str, mx.array]] | None:
-    config = attached_config(model)
-    return None if config is None else (config, adapter_parameters(model))
-
-
-def _restore(model: nn.Module, previous: tuple[LoraConfig, dict[str, mx.array]] | None) -> None:
-    detach(model)
-    if previous is not None:
-        attach(model, previous[0])
-        load_parameters(model, previous[1])
