@@ -78,7 +78,8 @@ _FILLER = _any_of(
 _OFFER = _any_of(
     r"\blet me know (?:if|how|what|when|whether|which|your)\b",
     r"\bfeel free to (?:ask|reach|contact|share|message|let|tell|talk)\b",
-    r"\b(?:i'm|i am|i'll be|i will be|we're) (?:always |just |right )?here (?:to|for you|if|when)\b",
+    r"\b(?:i'm|i am|i'll be|i will be|we're) (?:always |just |right )?here "
+    r"(?:to|for you|if|when)\b",
     r"\b(?:how|what) (?:can|may|could|else can) (?:i|we) (?:help|assist|do for|do to help)\b",
     r"\bis there (?:anything|something) (?:else|specific|i can|in particular|you)\b",
     r"\b(?:would you like|do you want) me to\b",
@@ -127,12 +128,13 @@ _ROLE = _any_of(
 _THAT = "(?: (?:that|this|it))?"
 _HEDGE = _any_of(
     r"\b(?:i'm|i am|we're) (?:just |still )?(?:not |un)"
-    r"(?:quite |entirely |really |completely |too |100% )?(?:sure|certain)(?: (?:about|of|what|how|why|if|which) "
-    r"(?:that|this|it|you mean|to say|to answer|i can help))?\b",
+    r"(?:quite |entirely |really |completely |too |100% )?(?:sure|certain)"
+    r"(?: (?:about|of|what|how|why|if|which) (?:that|this|it|you mean|to say|to answer|i can help))?\b",
     r"\bi (?:really |honestly |just )?(?:don't|do not|can't|cannot) (?:really |quite |actually )?"
     r"(?:know|say|tell|understand|answer|remember)\b"
     r"(?: (?:that|this|the answer|what you mean|much|anything|your question)\b)?",
-    r"\bi (?:don't|do not) have (?:enough |any |an |that |much |the )?(?:information|answer|idea)\b",
+    r"\bi (?:don't|do not) have (?:enough |any |an |that |much |the )?"
+    r"(?:information|answer|idea)\b",
     r"\b(?:it|that|this|which) (?:all |really |just |simply )?(?:depends|varies)\b"
     r"(?: (?:on|by|from) (?:many|several|various|a lot of|a number of|different|your|the|you|what|"
     r"who|person)\b(?: (?:different )?(?:factors|things|situation|person|to person|case|context|"

@@ -51,7 +51,7 @@ _EMPTY = """
     put quite rather really same say says see seem seems shall she she's should shouldn't since so
     some someone something sometimes soon still such take takes tell than that that's the their
     theirs them themselves then there there's these they they'll they're they've thing things think
-    this those though through to together too toward towards try two under unless until up upon us
+    this those though through to together too toward towards try under unless until up upon us
     use used using usually very want wants was wasn't way ways we we'd we'll we're we've well were
     weren't what what's whatever when where whether which while who whom whose why will with within
     without won't would wouldn't yes yet you you'd you'll you're you've your yours yourself
