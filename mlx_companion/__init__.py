@@ -17,18 +17,38 @@ imports `mlx.core`, so import this package first (see `runtime/blas.py`).
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlx_companion import errors
 from mlx_companion.runtime.blas import load_blas as _load_blas
+
+if TYPE_CHECKING:  # for editors and type checkers; a test compares it with `_LAZY`
+    from mlx_companion.models.encoder import load_encoder as load_encoder
+    from mlx_companion.models.generation import batch_generate as batch_generate
+    from mlx_companion.models.generation import generate as generate
+    from mlx_companion.models.generation import stream_generate as stream_generate
+    from mlx_companion.models.load import load as load
+    from mlx_companion.personality.profile import Profile as Profile
+    from mlx_companion.runtime.config import load_config as load_config
+    from mlx_companion.runtime.seeds import seed_everything as seed_everything
+    from mlx_companion.runtime.stop import NEVER as NEVER
+    from mlx_companion.runtime.stop import StopSwitch as StopSwitch
+    from mlx_companion.store.store import Store as Store
 
 __version__ = "0.1.0"
 
 _LAZY: dict[str, str] = {
     "NEVER": "mlx_companion.runtime.stop:NEVER",
+    "Profile": "mlx_companion.personality.profile:Profile",
     "StopSwitch": "mlx_companion.runtime.stop:StopSwitch",
+    "Store": "mlx_companion.store.store:Store",
+    "batch_generate": "mlx_companion.models.generation:batch_generate",
+    "generate": "mlx_companion.models.generation:generate",
+    "load": "mlx_companion.models.load:load",
     "load_config": "mlx_companion.runtime.config:load_config",
+    "load_encoder": "mlx_companion.models.encoder:load_encoder",
     "seed_everything": "mlx_companion.runtime.seeds:seed_everything",
+    "stream_generate": "mlx_companion.models.generation:stream_generate",
 }
 
 __all__ = ["__version__", "errors", *sorted(_LAZY)]

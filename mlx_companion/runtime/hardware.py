@@ -132,7 +132,7 @@ def recommend(hardware: Hardware, model_mb: float = 270.0) -> Recommended:
         gradient_checkpointing=tight,
         memory_limit_mb=limit,
         bandwidth_gbs=bandwidth,
-        why=f"{hardware.gpu} with {hardware.memory_mb * 1e6 / 2**30:.0f} GiB: bfloat16, weights as stored",
+        why=f"{hardware.gpu}, {hardware.memory_mb * 1e6 / 2**30:.0f} GiB: bfloat16 as stored",
     )
 
 
