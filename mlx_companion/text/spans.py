@@ -70,16 +70,18 @@ def _turn_span(
 ) -> tuple[int, int]:
     prompt = render(messages[:turn], tokenizer, generation_prompt=True)
     through = render(messages[: turn + 1], tokenizer, generation_prompt=False)
+    if through == prompt:
+        raise DataError(f"the chat template writes nothing for assistant turn {turn}; use another")
     if text.startswith(prompt):
-        if text.startswith(through) and len(through) > len(prompt):
+        if text.startswith(through):
             return len(prompt), len(through)
         answer = _answer_without_preamble(messages[turn].content, through)
         if answer and text.startswith(answer, len(prompt)):
             return len(prompt), len(prompt) + len(answer)
     raise DataError(
-        f"the chat template renders assistant turn {turn} differently once later turns "
-        "follow, so its tokens cannot be told apart; split the conversation so that this "
-        "turn is the last one, or use another template"
+        f"the chat template writes assistant turn {turn} differently when it is the last one and "
+        "when others follow, so its tokens cannot be told apart; split the conversation so that "
+        "this turn is the last, or use another template"
     )
 
 

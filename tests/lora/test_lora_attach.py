@@ -140,6 +140,16 @@ def test_detach_takes_off_what_mlx_lm_leaves(dora: bool) -> None:
     assert mx.array_equal(ours(TOKENS), llama()(TOKENS))
 
 
+def test_a_model_in_evaluation_mode_stays_in_it() -> None:
+    model = llama().eval()
+    attach(model, LoraConfig(dropout=0.5))
+    assert [path for path, module in model.named_modules() if module.training] == []
+    detach(model)
+    model.train()
+    attach(model, LoraConfig(dropout=0.5))
+    assert all(module.training for _, module in model.named_modules())
+
+
 def test_the_multiplier_scales_the_change() -> None:
     model = llama()
     base = model(TOKENS)
@@ -189,8 +199,9 @@ def test_fused_equals_unfused(multiplier: float) -> None:
 
 
 def on_four_bits(share: float) -> tuple[nn.Module, Callable[[nn.Module], float]]:
-    """A 4-bit model with an update of `share` of the weights' spread, and the cosine it keeps."""
+    """A frozen 4-bit model with an update of `share` of the weights' spread, and what it keeps."""
     model = llama(bits=4, width=128)
+    model.freeze()
     attach(model, LoraConfig(rank=8, targets=("q_proj",), layers=1))
     path = "model.layers.1.self_attn.q_proj"
     layer = dict(model.named_modules())[path]
@@ -233,6 +244,7 @@ def test_fusing_onto_four_bits_is_refused_where_mlx_lm_loses_the_adapter() -> No
     report = fuse(model, dequantize=True)
     assert [(layer.kind, layer.cosine > 0.999) for layer in report.layers] == [("Linear", True)]
     assert kept(model.layers[1].self_attn.q_proj) > 0.999
+    assert tree_flatten(model.trainable_parameters()) == []
     assert np.allclose(np.array(model(TOKENS)), np.array(expected), rtol=1e-4, atol=1e-4)
 
 

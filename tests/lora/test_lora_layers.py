@@ -29,9 +29,7 @@ def random(*shape: int, seed: int = 2, dtype: mx.Dtype = mx.float32) -> mx.array
 
 
 @settings(deadline=None)
-@given(
-    st.integers(1, 40), st.integers(1, 40), st.integers(1, 9), st.floats(0.01, 8), st.booleans()
-)
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 9), st.floats(0.01, 8), st.booleans())
 def test_formula(in_dims: int, out_dims: int, rank: int, scale: float, bias: bool) -> None:
     base = nn.Linear(in_dims, out_dims, bias=bias)
     layer = layer_over(base, rank, scale)
@@ -42,8 +40,9 @@ def test_formula(in_dims: int, out_dims: int, rank: int, scale: float, bias: boo
     expected += np.array(base.bias) if bias else 0
     assert (a.shape, b.shape) == ((in_dims, rank), (rank, out_dims))
     np.testing.assert_allclose(np.array(layer(x)), expected, rtol=1e-4, atol=1e-4 * (1 + scale))
-    np.testing.assert_allclose(np.array(layer.delta()), scale * 0.75 * (a @ b).T, rtol=1e-4,
-                               atol=1e-5 * (1 + scale))
+    np.testing.assert_allclose(
+        np.array(layer.delta()), scale * 0.75 * (a @ b).T, rtol=1e-4, atol=1e-5 * (1 + scale)
+    )
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
@@ -54,9 +53,7 @@ def test_quantized_bases_of_every_width(bits: int, group_size: int) -> None:
     assert linear_shape(base) == (64, 192)
     layer = layer_over(base)
     x = random(3, 192)
-    weight = mx.dequantize(
-        base.weight, base.scales, base.biases, group_size=group_size, bits=bits
-    )
+    weight = mx.dequantize(base.weight, base.scales, base.biases, group_size=group_size, bits=bits)
     expected = x @ weight.T + plain.bias + 2.0 * (x @ layer.lora_a @ layer.lora_b)
     np.testing.assert_allclose(np.array(layer(x)), np.array(expected), rtol=1e-4, atol=1e-4)
 

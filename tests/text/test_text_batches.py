@@ -40,9 +40,7 @@ def test_each_sample_once_and_the_budget_held(
     sizes: list[int], budget: int, max_rows: int | None, seed: int, epoch: int, pad_to: int
 ) -> None:
     rows = [row(size) for size in sizes]
-    buckets = LengthBuckets(
-        rows, batch_tokens=budget, max_rows=max_rows, seed=seed, pad_to=pad_to
-    )
+    buckets = LengthBuckets(rows, batch_tokens=budget, max_rows=max_rows, seed=seed, pad_to=pad_to)
     plan = buckets.epoch(epoch)
     assert sorted(index for batch in plan for index in batch) == list(range(len(sizes)))
     slots = 0

@@ -106,10 +106,14 @@ def test_every_reply_with_its_end_token_and_nothing_else(name: str, wrapped: Any
     template, shape = TEMPLATES[name]
     tokenizer = wrapped(template)
     encoded = encode_sample(dialog(), tokenizer, 512)
-    expected = [shape.format(reply) for reply in REPLIES] if shape else [
-        "Lisbon.<|im_end|>",
-        "<think>\n\n</think>\n\nAbout 310 km,\nor three hours by train.<|im_end|>",
-    ]
+    expected = (
+        [shape.format(reply) for reply in REPLIES]
+        if shape
+        else [
+            "Lisbon.<|im_end|>",
+            "<think>\n\n</think>\n\nAbout 310 km,\nor three hours by train.<|im_end|>",
+        ]
+    )
     assert target_texts(encoded, tokenizer) == expected
     turns = [{"role": role, "content": content} for role, content in DIALOG]
     assert encoded.tokens == tokenizer.apply_chat_template(turns, tokenize=True)
@@ -176,20 +180,45 @@ def test_a_slow_tokenizer_that_merges_over_the_border_is_refused() -> None:
         # Writes how many turns there are in front.
         "{{ messages | length }}{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}",
         # Shortens earlier replies.
-        "{% for m in messages %}{{ m['role'] }}: {% if loop.last %}{{ m['content'] }}{% else %}"
-        "{{ m['content'][:3] }}{% endif %}<|im_end|>{% endfor %}"
+        "{% for m in messages %}{{ m['role'] }}: {% if loop.last or m['role'] == 'user' %}"
+        "{{ m['content'] }}{% else %}{{ m['content'][:3] }}{% endif %}<|im_end|>{% endfor %}"
         "{% if add_generation_prompt %}assistant: {% endif %}",
     ],
     ids=["cuts", "counts", "shortens"],
 )
 def test_templates_that_rewrite_earlier_turns_are_refused(template: str, wrapped: Any) -> None:
-    with pytest.raises(DataError, match="renders assistant turn 2 differently"):
+    with pytest.raises(DataError, match="writes assistant turn 2 differently"):
         encode_sample(dialog(), wrapped(template), 512)
 
 
+def test_a_template_that_leaves_out_replies_is_refused(wrapped: Any) -> None:
+    users_only = "{% for m in messages if m['role'] == 'user' %}{{ m['content'] }}\n{% endfor %}"
+    with pytest.raises(DataError, match="writes nothing for assistant turn 2"):
+        encode_sample(dialog(), wrapped(users_only), 512)
+
+
+def test_an_end_token_that_only_the_wrapper_knows_counts(
+    plain: PreTrainedTokenizerFast,
+) -> None:
+    # Some models end turns with an ordinary token, named in their generation settings alone.
+    template = (
+        "{% for m in messages %}{{ m['role'] }}:\n{{ m['content'] }}#\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant:\n{% endif %}"
+    )
+    end = plain.convert_tokens_to_ids("#")
+    for ends, tail in (([], "#\n"), ([end], "#")):
+        tokenizer = TokenizerWrapper(plain, eos_token_ids=ends)
+        plain.chat_template = template
+        encoded = encode_sample(dialog(), tokenizer, 512)
+        plain.chat_template = CHATML
+        assert target_texts(encoded, tokenizer) == [reply + tail for reply in REPLIES]
+
+
 def test_a_template_may_refuse_a_conversation(wrapped: Any) -> None:
-    refusing = wrapped("{% if messages[0]['role'] == 'system' %}"
-                       "{{ raise_exception('System role not supported') }}{% endif %}" + CHATML)
+    refusing = wrapped(
+        "{% if messages[0]['role'] == 'system' %}"
+        "{{ raise_exception('System role not supported') }}{% endif %}" + CHATML
+    )
     with pytest.raises(DataError, match="System role not supported"):
         encode_sample(dialog(), refusing, 512)
     with pytest.raises(DataError, match=r"^chat.jsonl:1: .*System role"):
@@ -205,8 +234,10 @@ content = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\
 content = content.filter(str.strip).filter(lambda text: not any(s in text for s in SPECIAL))
 
 
-@given(st.lists(st.tuples(content, content), min_size=1, max_size=4), st.sampled_from(
-    ["chatml", "llama 3", "two newlines after the end"]))
+@given(
+    st.lists(st.tuples(content, content), min_size=1, max_size=4),
+    st.sampled_from(["chatml", "llama 3", "two newlines after the end"]),
+)
 def test_masks_hold_for_any_text(
     plain: PreTrainedTokenizerFast, exchanges: list[tuple[str, str]], name: str
 ) -> None:
@@ -314,8 +345,10 @@ def test_without_a_template_turns_are_joined_as_generation_joins_them(
 def test_nothing_can_be_predicted_in_one_token(
     plain: PreTrainedTokenizerFast, max_tokens: int
 ) -> None:
-    for call in (lambda: encode_sample(dialog(), plain, max_tokens),
-                 lambda: encode_samples([], plain, max_tokens)):
+    for call in (
+        lambda: encode_sample(dialog(), plain, max_tokens),
+        lambda: encode_samples([], plain, max_tokens),
+    ):
         with pytest.raises(ConfigError, match="max_tokens must be 2 or more"):
             call()
 

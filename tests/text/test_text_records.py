@@ -151,8 +151,11 @@ BAD_LINES = {
         "speaks first",
     ),
     "system only": ('{"messages": [{"role": "system", "content": "a"}]}', "messages", "assistant"),
-    "sharegpt role": ('{"conversations": [{"from": "user2", "value": "a"}]}',
-                      "conversations[0].from", "human"),
+    "sharegpt role": (
+        '{"conversations": [{"from": "user2", "value": "a"}]}',
+        "conversations[0].from",
+        "human",
+    ),
     "huge number": ('{"text": ' + "9" * 5000 + "}", None, "bad JSON"),
     "deep": ('{"text": ' + "[" * 100_000, None, "bad JSON"),
 }
