@@ -61,7 +61,7 @@ def load_config(
 
 
 def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
-    """Turn command-line texts `key.path=value` into overrides; each value is read as YAML.
+    """Turn command-line texts `key.path=value` into overrides; each field's type reads its text.
 
     Raises:
         ConfigError: a text has no `=` or no key.
@@ -71,7 +71,7 @@ def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not equals or not key.strip():
             raise ConfigError(f"got the override '{pair}'; expected key=value, e.g. seed=7")
-        overrides[key.strip()] = _parse_scalar(value)
+        overrides[key.strip()] = value.strip()
     return overrides
 
 
@@ -188,21 +188,19 @@ def _convert_union(kinds: tuple[Any, ...], value: Any, source: str, key: str) ->
 
 
 def _convert_choice(choices: tuple[Any, ...], value: Any, source: str, key: str) -> Any:
-    for choice in choices:
-        if value == choice and type(value) is type(choice):
-            return choice
-    # YAML reads a bare `off` or `no` as False and `on` or `yes` as True.
-    words = {False: ("off", "no", "false"), True: ("on", "yes", "true")}
-    if isinstance(value, bool):
-        for word in words[value]:
-            if word in choices:
-                return word
+    candidates = [value]
+    if isinstance(value, str):
+        candidates.append(_parse_scalar(value))
+    elif isinstance(value, bool):
+        # YAML reads a bare `off` or `no` as False and `on` or `yes` as True.
+        candidates += ("on", "yes", "true") if value else ("off", "no", "false")
+    for candidate in candidates:
+        for choice in choices:
+            if candidate == choice and type(candidate) is type(choice):
+                return choice
     listed = ", ".join(repr(choice) for choice in choices)
-    hint = (
-        nearest(value, [c for c in choices if isinstance(c, str)])
-        if (isinstance(value, str) and difflib.get_close_matches(value, map(str, choices), 1))
-        else ""
-    )
+    close = difflib.get_close_matches(str(value), [c for c in choices if isinstance(c, str)], 1)
+    hint = f"; did you mean '{close[0]}'?" if close else ""
     raise ConfigError(f"{source}: '{key}' is {value!r}; expected one of {listed}{hint}")
 
 

@@ -18,8 +18,10 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
+import tempfile
 import uuid
 import zlib
 from collections.abc import Iterator
@@ -30,6 +32,7 @@ from mlx_companion.errors import DiskFullError
 
 _CHUNK = 1 << 20
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+_WRITE_FAILED = re.compile(r"unable to write|i/o error|no space left", re.IGNORECASE)
 
 
 @contextlib.contextmanager
@@ -46,16 +49,11 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         DiskFullError: the disk filled up; `path` is as it was before.
     """
     target = Path(path)
-    with _disk_full_explained(target):
-        temporary = _temporary_sibling(target)
-        try:
-            yield temporary
-            _fsync_file(temporary)
-            os.replace(temporary, target)
-            fsync_dir(target.parent)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+    with _written_beside(target) as temporary:
+        yield temporary
+        _fsync_file(temporary)
+        os.replace(temporary, target)
+        fsync_dir(target.parent)
 
 
 @contextlib.contextmanager
@@ -75,17 +73,12 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
         DiskFullError: the disk filled up; `path` is as it was before.
     """
     target = Path(path)
-    with _disk_full_explained(target):
-        temporary = _temporary_sibling(target)
+    with _written_beside(target) as temporary:
         temporary.mkdir()
-        try:
-            yield temporary
-            _fsync_tree(temporary)
-            _move_into_place(temporary, target)
-            fsync_dir(target.parent)
-        finally:
-            # Holds the new content after an error, the old content after a swap, else nothing.
-            shutil.rmtree(temporary, ignore_errors=True)
+        yield temporary
+        _fsync_tree(temporary)
+        _move_into_place(temporary, target)
+        fsync_dir(target.parent)
 
 
 def atomic_write_bytes(path: str | Path, data: bytes) -> None:
@@ -130,22 +123,44 @@ def fsync_dir(folder: str | Path) -> None:
 
 
 @contextlib.contextmanager
-def _disk_full_explained(target: Path) -> Iterator[None]:
+def _written_beside(target: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `target`; afterwards nothing is left under it."""
+    temporary = None
     try:
-        yield
-    except OSError as error:
-        if error.errno not in _FULL or isinstance(error, DiskFullError):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(target)
+        name = f".tmp-{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}-{target.name}"
+        temporary = target.parent / name
+        yield temporary
+    except Exception as error:
+        # Asked while the half-written file is still there to fill the disk.
+        if not _means_full_disk(error, target.parent):
             raise
         raise DiskFullError(
             f"no space left to write {target}; what was there before is untouched; "
             "free some space and run it again"
         ) from error
+    finally:
+        if temporary is not None:
+            # After a swap of folders this is the old content.
+            _remove(temporary)
 
 
-def _temporary_sibling(target: Path) -> Path:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(target)
-    return target.parent / f".tmp-{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}-{target.name}"
+def _means_full_disk(error: Exception, folder: Path) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in _FULL
+    # MLX ("Unable to write") and safetensors ("I/O error") hide the cause: try a small write.
+    return bool(_WRITE_FAILED.search(str(error))) and not _can_write(folder)
+
+
+def _can_write(folder: Path) -> bool:
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(_CHUNK))
+            file.flush()
+    except OSError as error:
+        return error.errno not in _FULL
+    return True
 
 
 def _host() -> str:

@@ -125,13 +125,19 @@ def test_a_null_is_allowed_only_where_it_may_be() -> None:
         load_config(Config, overrides={"steps": None})
 
 
-def test_command_line_texts() -> None:
-    overrides = parse_overrides(["steps=7", "name=a=b", "targets=[x, y]", "resume=false"])
-    assert overrides == {"steps": 7, "name": "a=b", "targets": ["x", "y"], "resume": False}
-    assert load_config(Config, overrides=overrides).targets == ["x", "y"]
-    assert load_config(Config, overrides={"steps": "7", "limit": "1e-2"}).limit == 0.01
-    with pytest.raises(ConfigError, match="expected key=value"):
-        parse_overrides(["steps"])
+def test_command_line_texts_are_read_by_the_type_of_their_field() -> None:
+    texts = ["steps=7", "name=3", "targets=[x, y]", "resume=false", "mode=off", "limit=1e-2"]
+    config = load_config(Config, overrides=parse_overrides(texts))
+    assert config == Config(7, "3", False, "off", 0.01, ["x", "y"])
+    assert parse_overrides(["name=a=b", "optimizer.learning_rate= 1"]) == {
+        "name": "a=b",
+        "optimizer.learning_rate": "1",
+    }
+    cleared = load_config(Config, overrides=parse_overrides(["limit=null", "weights={a: 1}"]))
+    assert (cleared.limit, cleared.weights) == (None, {"a": 1.0})
+    for wrong in ("steps", "=3"):
+        with pytest.raises(ConfigError, match="expected key=value"):
+            parse_overrides([wrong])
 
 
 configs = st.builds(

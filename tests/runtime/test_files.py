@@ -12,9 +12,12 @@ import sys
 import textwrap
 from pathlib import Path
 
+import mlx.core as mx
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from mlx_companion.errors import DiskFullError
 from mlx_companion.runtime import files
@@ -135,6 +138,25 @@ def test_a_really_full_disk_keeps_the_old_folder(small_disk: Path) -> None:
         (temporary / "x").write_bytes(b"n" * 1_000_000)
     assert (small_disk / "d" / "x").read_bytes() == b"old"
     assert names(small_disk) == ["d"]
+
+
+@pytest.mark.parametrize("library", ["mlx", "safetensors"])
+def test_libraries_that_hide_a_full_disk_are_seen_through(small_disk: Path, library: str) -> None:
+    target = small_disk / "a.safetensors"
+    mx.save_safetensors(str(target), {"x": mx.zeros((10,))})
+    before = target.read_bytes()
+    with pytest.raises(DiskFullError), atomic_path(target) as temporary:
+        if library == "mlx":
+            mx.save_safetensors(str(temporary), {"x": mx.ones((500, 500))})
+        else:
+            save_file({"x": np.ones((500, 500))}, temporary)
+    assert target.read_bytes() == before
+    assert names(small_disk) == ["a.safetensors"]
+
+
+def test_a_library_s_error_with_space_left_is_passed_on(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="Unable to write"), atomic_path(tmp_path / "a"):
+        raise RuntimeError("[write] Unable to write 5 bytes to file.")
 
 
 @pytest.mark.parametrize("can_exchange", [True, False])
