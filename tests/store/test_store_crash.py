@@ -1,0 +1,163 @@
+"""What survives a `kill -9`, and several processes that write at once."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from test_store_database import ONE, old_database
+
+from mlx_companion.store import NewExample, Store
+from mlx_companion.store.database import Database
+
+# Says on standard output what is committed, and only after it is.
+WRITER = """
+import itertools, sys
+from mlx_companion.store import Store
+store = Store(sys.argv[1])
+print("open", flush=True)
+for number in itertools.count():
+    said = store.interactions.add(f"prompt {number}", "reply " * (number % 300))
+    print("said", said.id, flush=True)
+    with store.transaction():
+        made = store.versions.create(name=str(number))
+        store.versions.activate(made.id, "next")
+        store.settings.set("active", made.id)
+    print("active", made.id, flush=True)
+"""
+
+MIGRATOR = """
+import sys
+from pathlib import Path
+from mlx_companion.store.database import Database
+from mlx_companion.store.migrations import Migration
+one = Migration(1, "first", ("CREATE TABLE notes (id INTEGER PRIMARY KEY, body TEXT) STRICT",))
+fill = tuple(f"INSERT INTO more VALUES ({n}, '{'x' * 500}')" for n in range(20000))
+two = Migration(2, "slow", ("CREATE TABLE more (id INTEGER PRIMARY KEY, body TEXT)", *fill))
+print("start", flush=True)
+Database(Path(sys.argv[1]), [one, two])
+print("done", flush=True)
+"""
+
+CROWD = """
+import sys, threading
+from mlx_companion.store import NewExample, Store
+store = Store(sys.argv[1])
+name, turns = sys.argv[2], int(sys.argv[3])
+def work(thread):
+    for n in range(turns):
+        said = store.interactions.add(f"{name} {thread} {n}", "reply")
+        store.feedback.add(said.id, "up")
+        with store.transaction():
+            store.settings.set("counter", store.settings.get("counter", 0) + 1)
+        store.examples.add_many(sys.argv[4], [NewExample(f"shared {n}", "same", thread)])
+        store.versions.create(name=name)
+        made = store.rounds.begin()
+threads = [threading.Thread(target=work, args=(t,)) for t in range(3)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+"""
+
+
+def start(script: str, *arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *map(str, arguments)], stdout=subprocess.PIPE, text=True
+    )
+
+
+def kill_after(process: subprocess.Popen[str], seconds: float) -> list[list[str]]:
+    """Kill -9 after the first line and `seconds`; what it had said until then."""
+    assert process.stdout is not None
+    first = process.stdout.readline()
+    time.sleep(seconds)
+    process.kill()
+    rest, _ = process.communicate()
+    lines = (first + rest).splitlines(keepends=True)
+    return [line.split() for line in lines if line.endswith("\n")]
+
+
+def test_nothing_acknowledged_is_lost_in_twenty_kills(tmp_path: Path) -> None:
+    file = tmp_path / "companion.db"
+    chance = random.Random(5)
+    said: list[str] = []
+    for _ in range(20):
+        words = kill_after(start(WRITER, file), chance.uniform(0, 0.12))
+        said += [word[1] for word in words if word[0] == "said"]
+        with Store(file) as store:  # opening checks the file
+            store.check()
+            kept = {one.id for one in store.interactions.iter()}
+            assert kept >= set(said)
+            active = store.versions.active()
+            history = store.versions.history()
+            if active is None:
+                assert not history
+                continue
+            # One transaction: pointer, history, setting and version are of one moment.
+            assert history[-1].to_version == active.id == store.settings.get("active")
+            assert active.number == len(history) == len(store.versions.all())
+            last = [word[1] for word in words if word[0] == "active"][-1:]
+            assert active.id >= "".join(last)
+    assert len(said) > 20
+
+
+def test_a_kill_during_a_migration_leaves_the_old_or_the_new_schema(tmp_path: Path) -> None:
+    reached = Counter[int]()
+    for number in range(6):
+        file = tmp_path / f"{number}.db"
+        old_database(file)
+        kill_after(start(MIGRATOR, file), 0.015 * number)
+        connection = sqlite3.connect(file)
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        assert connection.execute("SELECT count(*) FROM notes").fetchone() == (2,)
+        (version,) = connection.execute("SELECT max(version) FROM schema_versions").fetchone()
+        tables = connection.execute("SELECT name FROM sqlite_master WHERE name = 'more'").fetchall()
+        assert bool(tables) == (version == 2)
+        connection.close()
+        if version == 1:
+            Database(file, [ONE]).close()
+        reached[version] += 1
+    assert reached[1] > 0
+
+
+@pytest.mark.parametrize("processes", [4])
+def test_processes_and_threads_write_at_once_without_loss(tmp_path: Path, processes: int) -> None:
+    file, turns = tmp_path / "companion.db", 8
+    with Store(file) as store:
+        shared = store.rounds.begin()
+    crowd = [start(CROWD, file, f"p{n}", turns, shared.id) for n in range(processes)]
+    for process in crowd:
+        process.communicate()
+        assert process.returncode == 0
+    total = processes * 3 * turns
+    with Store(file) as store:
+        prompts = {one.prompt for one in store.interactions.iter()}
+        assert prompts == {
+            f"p{p} {t} {n}" for p in range(processes) for t in range(3) for n in range(turns)
+        }
+        assert store.feedback.count("up") == total
+        assert store.settings.get("counter") == total
+        assert [one.number for one in store.versions.all()] == list(range(1, total + 1))
+        assert [one.number for one in store.rounds.all()] == list(range(1, total + 2))
+        # Every process stored the same samples under the same keys.
+        assert store.examples.count(shared.id) == 3 * turns
+        assert store.examples.add_many(shared.id, [NewExample("shared 0", "same", 0)])
+
+
+def test_processes_that_open_a_new_store_at_once_share_it(tmp_path: Path) -> None:
+    file = tmp_path / "companion.db"
+    script = (
+        "import sys; from mlx_companion.store import Store\n"
+        "with Store(sys.argv[1]) as store: store.settings.set(sys.argv[2], 1)"
+    )
+    opening = [start(script, file, n) for n in range(6)]
+    for process in opening:
+        process.communicate()
+        assert process.returncode == 0
+    with Store(file) as store:
+        assert sorted(store.settings.all()) == [str(n) for n in range(6)]

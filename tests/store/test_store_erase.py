@@ -1,0 +1,97 @@
+"""Deleting everything, for good."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mlx_companion.errors import StoreError
+from mlx_companion.store import NewExample, Store, delete_everything
+
+SECRET = "the-secret-of-the-house"
+
+
+def tell(store: Store) -> None:
+    for number in range(50):
+        said = store.interactions.add(f"{SECRET} {number}", SECRET * 20)
+        store.feedback.add(said.id, "edit", SECRET)
+    begun = store.rounds.begin(config={"secret": SECRET})
+    store.examples.add_many(begun.id, [NewExample(SECRET, SECRET)])
+    base = store.versions.ensure_base("hash", SECRET)
+    tuned = store.versions.create(parent=base.id, adapter_path=store.adapters_dir / "one")
+    (store.adapters_dir / "one").mkdir()
+    (store.adapters_dir / "one" / "adapters.safetensors").write_text(SECRET)
+    store.versions.activate(tuned.id, SECRET)
+    store.settings.set("secret", SECRET)
+    store.backup()
+    store.path.with_name(f"{store.path.name}.damaged-2026").write_text(SECRET)
+
+
+def traces(folder: Path) -> list[Path]:
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    return [file for file in files if SECRET.encode() in file.read_bytes()]
+
+
+def test_no_trace_is_left_in_the_folder(store: Store) -> None:
+    tell(store)
+    other = store.folder / "someone-elses.txt"
+    other.write_text("untouched")
+    assert len(traces(store.folder)) >= 4
+    counts = delete_everything(store, confirm=True)
+    assert counts["interaction"] == counts["feedback"] == 50
+    assert (counts["example"], counts["version"], counts["setting"]) == (1, 2, 1)
+    assert (counts["adapter_files"], counts["backups"]) == (1, 2)
+    store.close()
+    assert traces(store.folder) == []
+    assert other.read_text() == "untouched"
+    assert not (store.folder / "adapters").exists()
+    assert not (store.folder / "backups").exists()
+
+
+def test_the_store_can_be_used_again(store: Store) -> None:
+    tell(store)
+    delete_everything(store, confirm=True)
+    assert store.versions.active() is None
+    assert store.interactions.count() == 0
+    store.check()
+    store.interactions.add("a new start", "yes")
+    assert store.versions.ensure_base("h", "m").id == "v0001"
+    assert delete_everything(store, confirm=True)["interaction"] == 1
+
+
+@pytest.mark.parametrize("confirm", [False, "yes", 1])
+def test_it_must_be_confirmed(store: Store, confirm: object) -> None:
+    tell(store)
+    with pytest.raises(StoreError, match="must be confirmed"):
+        delete_everything(store, confirm=confirm)  # type: ignore[arg-type]
+    assert store.interactions.count() == 50
+
+
+def test_not_while_a_round_is_running(store: Store) -> None:
+    tell(store)
+    with store.exclusive(), pytest.raises(StoreError, match="already running"):
+        delete_everything(store, confirm=True)
+    assert store.interactions.count() == 50
+
+
+def test_a_reader_is_named_and_the_rest_can_be_done_later(store: Store) -> None:
+    with Store(store.path, busy_seconds=0.05) as quick:
+        tell(quick)
+        with store.database.snapshot() as reader:
+            reader.execute("SELECT count(*) FROM interactions").fetchone()
+            with pytest.raises(StoreError, match="another process is reading"):
+                delete_everything(quick, confirm=True)
+        assert quick.interactions.count() == 0
+        delete_everything(quick, confirm=True)
+    store.close()
+    assert traces(store.folder) == []
+
+
+def test_a_linked_folder_is_not_followed(store: Store, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "kept").write_text("kept")
+    (store.folder / "adapters").symlink_to(elsewhere)
+    assert delete_everything(store, confirm=True)["adapter_files"] == 0
+    assert (elsewhere / "kept").read_text() == "kept"
