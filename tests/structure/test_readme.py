@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from tiny import tiny_llama
+from typer.testing import CliRunner
 
 import mlx_companion
 
@@ -67,11 +69,10 @@ def make_targets(text: str) -> list[str]:
     return found
 
 
-def check_command(root: Any, words: list[str]) -> None:
+def check_command(app: typer.Typer, words: list[str]) -> None:
     """Fail unless each verb and each option of a command line exists, and its help prints."""
-    from typer.testing import CliRunner
-
-    command, verbs = root, []
+    command: Any = typer.main.get_command(app)
+    verbs: list[str] = []
     rest = list(words)
     while rest and hasattr(command, "commands") and not rest[0].startswith("-"):
         verbs.append(rest.pop(0))
@@ -81,8 +82,6 @@ def check_command(root: Any, words: list[str]) -> None:
     for word in rest:
         if word.startswith("-") and not re.fullmatch(r"-?\d+(\.\d+)?", word):
             assert word.split("=")[0] in known, f"{' '.join(verbs)} has no option {word}"
-    from mlx_companion.cli import app
-
     assert CliRunner().invoke(app, [*verbs, "--help"]).exit_code == 0
 
 
@@ -235,18 +234,26 @@ def test_commands_are_found() -> None:
     assert "test" in make_targets(SAMPLE)
 
 
-def test_a_wrong_command_is_found() -> None:
-    import typer
-
+def test_a_wrong_command_is_told_from_a_right_one() -> None:
     app = typer.Typer()
     data = typer.Typer()
     app.add_typer(data, name="data")
 
     @data.command()
-    def export(path: str, pretty: bool = False) -> None: ...
+    def export(path: str, pretty: bool = False, scale: float = 1.0) -> None: ...
 
-    root = typer.main.get_command(app)
+    check_command(app, ["data", "export", "out.jsonl", "--no-pretty", "--scale=-1", "--help"])
+    check_command(app, ["data"])
     with pytest.raises(AssertionError, match="unknown verb: data exprt"):
-        check_command(root, ["data", "exprt"])
+        check_command(app, ["data", "exprt"])
     with pytest.raises(AssertionError, match="data export has no option --prety"):
-        check_command(root, ["data", "export", "x", "--prety"])
+        check_command(app, ["data", "export", "x", "--prety"])
+
+
+def test_a_session_runs_on_a_tiny_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (
+        "```python session\nimport mlx_companion as mc\nm = mc.load('any')\nassert m.model\n```\n"
+    )
+    test_python_sessions_run(text, tmp_path, monkeypatch)
+    with pytest.raises(AssertionError):
+        test_python_sessions_run(text.replace("m.model", "False"), tmp_path, monkeypatch)
