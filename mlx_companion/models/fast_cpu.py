@@ -1,0 +1,236 @@
+"""Exponentials that do not take half of the time: MLX operations for Linux CPUs.
+
+MLX's Linux CPU backend computes `exp` (and with it sigmoid, SiLU and softmax) one element at a
+time, at 8 to 13 ns each; additions and products are vectorized, at 0.1 ns. For a model of 135M
+parameters that is as much time as all matrix products together. Here `exp` is built from the fast
+operations (range reduction and a polynomial, relative error below 4e-6 in its range), and SwiGLU,
+attention and cross-entropy are built on it, with gradients written out so that little is kept for
+the backward pass.
+
+    with fast_cpu(model):           # puts them in place of mlx-lm's; nothing changes elsewhere
+        loss = train(model)
+
+Where MLX has vectorized exponentials (Apple's, any GPU) the context changes nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+# exp(-60) is 1e-26: nothing beside a softmax's largest term, and far from denormal numbers,
+# which some processors handle a hundred times slower.
+LOWEST = -60.0
+_LOG2_E = 1.4426950408889634
+# Adding 1.5 * 2^23 rounds a float32 to a whole number, which then sits in its lowest bits.
+_ROUND = 12582912.0
+# Chebyshev fit of 2^f for |f| <= 1/2, lowest power first; relative error 6e-8.
+_POWERS = (
+    1.0000000522917607,
+    0.6931472000679483,
+    0.24022211657948608,
+    0.055503406680999026,
+    0.009670767875351939,
+    0.001339528536412053,
+)
+_MASKED = -1e9
+
+
+def exp(x: mx.array) -> mx.array:
+    """e^x for float32 x, exact to 4e-6 (relative) in [-60, 60] and constant outside."""
+    return _exp_below(mx.minimum(x, -LOWEST))
+
+
+def sigmoid(x: mx.array) -> mx.array:
+    """1 / (1 + e^-x) for float32 x."""
+    return mx.reciprocal(1 + exp(-x))
+
+
+def softmax(scores: mx.array) -> mx.array:
+    """Softmax over the last axis of float32 scores."""
+    shifted = _exp_below(scores - scores.max(axis=-1, keepdims=True))
+    return shifted * mx.reciprocal(shifted.sum(axis=-1, keepdims=True))
+
+
+@mx.custom_function
+def _swiglu(gate: mx.array, x: mx.array) -> mx.array:
+    return gate * sigmoid(gate) * x
+
+
+@_swiglu.vjp
+def _swiglu_vjp(primals: Any, cotangent: mx.array, output: mx.array) -> Any:
+    gate, x = primals
+    s = sigmoid(gate)
+    through = cotangent * s
+    return through * x * (1 + gate * (1 - s)), through * gate
+
+
+@mx.custom_function
+def _attend(q: mx.array, k: mx.array, v: mx.array, bias: mx.array) -> mx.array:
+    return _weights(q, k, bias) @ v
+
+
+@_attend.vjp
+def _attend_vjp(primals: Any, cotangent: mx.array, output: mx.array) -> Any:
+    # The weights are computed again: keeping them would cost H * L floats per token and layer.
+    q, k, v, bias = primals
+    p = _weights(q, k, bias)
+    dv = p.swapaxes(-1, -2) @ cotangent
+    ds = cotangent @ v.swapaxes(-1, -2)
+    ds = p * (ds - (cotangent * output).sum(axis=-1, keepdims=True))
+    return ds @ k, ds.swapaxes(-1, -2) @ q, dv, mx.zeros_like(bias)
+
+
+@mx.custom_function
+def _cross_entropy(logits: mx.array, labels: mx.array) -> mx.array:
+    largest = logits.max(axis=-1, keepdims=True)
+    total = _exp_below(logits - largest).sum(axis=-1)
+    picked = mx.take_along_axis(logits, labels[:, None], axis=-1)
+    return mx.log(total) + (largest - picked).squeeze(-1)
+
+
+@_cross_entropy.vjp
+def _cross_entropy_vjp(primals: Any, cotangent: mx.array, output: mx.array) -> Any:
+    logits, labels = primals
+    shifted = _exp_below(logits - logits.max(axis=-1, keepdims=True))
+    probabilities = shifted * (cotangent / shifted.sum(axis=-1))[:, None]
+    rows = mx.arange(labels.size)
+    return probabilities.at[rows, labels].subtract(cotangent), mx.zeros_like(labels)
+
+
+def swiglu(gate: mx.array, x: mx.array) -> mx.array:
+    """gate * sigmoid(gate) * x, elementwise; in place of `mlx_lm.models.activations.swiglu`."""
+    if gate.dtype != mx.float32 or x.dtype != mx.float32:
+        return nn.silu(gate) * x
+    return _swiglu(gate, x)
+
+
+def cross_entropy(logits: mx.array, labels: mx.array) -> mx.array:
+    """Negative log-probability of each label in nats: logits (N, V), labels (N,) give (N,)."""
+    if logits.dtype != mx.float32:
+        logits = logits.astype(mx.float32)
+    return _cross_entropy(logits, labels)
+
+
+def attention(
+    queries: mx.array, keys: mx.array, values: mx.array, scale: float, mask: str | mx.array | None
+) -> mx.array:
+    """Grouped-query attention in float32.
+
+    Args:
+        queries: (B, H, L, D).
+        keys, values: (B, K, S, D), K divides H, S >= L.
+        scale: of the scores, 1 / sqrt(D) as a rule.
+        mask: None; "causal", the last query seeing all keys; or (L, S) or (B, 1, L, S), bool or
+            additive.
+
+    Returns:
+        (B, H, L, D).
+    """
+    B, H, L, D = queries.shape
+    K, S = keys.shape[1], keys.shape[2]
+    # Queries that share a key head are stacked, so that each product is one larger matrix.
+    folded = (queries * scale).reshape(B, K, H // K * L, D)
+    return _attend(folded, keys, values, _bias(mask, L, S)).reshape(B, H, L, D)
+
+
+def wanted() -> bool:
+    """Whether this machine gains: MLX's default device is a CPU without vectorized `exp`."""
+    on_cpu = mx.default_device().type == mx.DeviceType.cpu
+    return on_cpu and not sys.platform.startswith("darwin")
+
+
+@contextmanager
+def fast_cpu(model: nn.Module, enabled: bool | None = None) -> Iterator[bool]:
+    """Run a model's SwiGLU and attention with the functions above inside the block.
+
+    The model's own source module is looked at and put back as it was afterwards; results agree
+    to float32 rounding, so other models of that family may run meanwhile.
+
+    Args:
+        model: an mlx-lm model.
+        enabled: None for "where it is faster" (see `wanted`).
+
+    Yields:
+        Whether anything was replaced.
+    """
+    home = sys.modules.get(type(model).__module__)
+    active = wanted() if enabled is None else enabled
+    originals = _replaceable(home) if home is not None and active else {}
+    try:
+        for name, original in originals.items():
+            setattr(home, name, _REPLACEMENTS[name](original))
+        yield bool(originals)
+    finally:
+        for name, original in originals.items():
+            setattr(home, name, original)
+
+
+def _exp_below(x: mx.array) -> mx.array:
+    """`exp` for x <= 60."""
+    y = mx.maximum(x, LOWEST) * _LOG2_E
+    rounded = y + _ROUND
+    f = y - (rounded - _ROUND)
+    power = _POWERS[-1] * f + _POWERS[-2]
+    for coefficient in _POWERS[-3::-1]:
+        power = power * f + coefficient
+    # Multiplying by 2^k is adding k to the exponent's bits.
+    return (power.view(mx.int32) + (rounded.view(mx.int32) << 23)).view(mx.float32)
+
+
+def _weights(q: mx.array, k: mx.array, bias: mx.array) -> mx.array:
+    """Attention weights: q (B, K, R L, D), k (B, K, S, D), bias (L, S) or (B, 1, 1, L, S)."""
+    B, K, RL, _ = q.shape
+    L, S = bias.shape[-2:]
+    scores = (q @ k.swapaxes(-1, -2)).reshape(B, K, RL // L, L, S) + bias
+    return softmax(scores).reshape(B, K, RL, S)
+
+
+def _bias(mask: str | mx.array | None, L: int, S: int) -> mx.array:
+    if mask is None:
+        return mx.zeros((L, S))
+    if isinstance(mask, str):
+        mask = mx.arange(S - L, S)[:, None] >= mx.arange(S)[None]
+    if mask.dtype == mx.bool_:
+        mask = mx.where(mask, 0.0, _MASKED)
+    mask = mask.astype(mx.float32)
+    return mask if mask.ndim == 2 else mask[:, :, None]
+
+
+def _replaceable(home: ModuleType) -> dict[str, Any]:
+    return {name: getattr(home, name) for name in _REPLACEMENTS if hasattr(home, name)}
+
+
+def _attention_for(original: Callable[..., mx.array]) -> Callable[..., mx.array]:
+    def scaled_dot_product_attention(
+        queries: mx.array, keys: Any, values: Any, cache: Any = None, **options: Any
+    ) -> mx.array:
+        mask = options.get("mask")
+        simple = (
+            options.get("sinks") is None
+            and isinstance(keys, mx.array)
+            and queries.dtype == keys.dtype == values.dtype == mx.float32
+            and (mask is None or isinstance(mask, str) or _plain(mask, queries))
+        )
+        if not simple:
+            return original(queries, keys, values, cache=cache, **options)
+        return attention(queries, keys, values, options["scale"], mask)
+
+    return scaled_dot_product_attention
+
+
+def _plain(mask: mx.array, queries: mx.array) -> bool:
+    """Whether a mask is the same for all heads."""
+    return mask.ndim == 2 or (mask.ndim == 4 and mask.shape[1] == 1)
+
+
+_REPLACEMENTS: dict[str, Callable[[Any], Any]] = {
+    "swiglu": lambda original: swiglu,
+    "scaled_dot_product_attention": _attention_for,
+}
