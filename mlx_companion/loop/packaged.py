@@ -138,8 +138,8 @@ def _json(line: bytes, where: Path, number: int) -> dict[str, Any]:
         value = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise DataError("not UTF-8; save the file as UTF-8", path=where, line=number) from error
-    except json.JSONDecodeError as error:
-        raise DataError(f"not JSON: {error.msg}", path=where, line=number) from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"not JSON: {error}", path=where, line=number) from error
     if not isinstance(value, dict):
         problem = f"expected a JSON object, got {type(value).__name__}"
         raise DataError(problem, path=where, line=number)

@@ -35,7 +35,7 @@ _FLATTERY = _any_of(
     rf"(?:(?:{_THIS_IS}|you have|you've asked)\s)?(?:an?\s)?{_VERY}{_PRAISE}\s{_QUESTION}{_END}",
     rf"{_THIS_IS}\san?\s{_VERY}{_PRAISE}\s{_QUESTION}\b",
     rf"{_THIS_IS}\san?\s{_VERY}{_STRONG}\s"
-    r"(?:idea|choice|goal|plan|thought|topic|request|attitude|way|start|decision|story)\b",
+    r"(?:idea|choice|goal|plan|thought|topic|request|example|attitude|way|start|decision|story)\b",
     rf"what\san?\s{_VERY}{_STRONG}\b",
     rf"how (?:wonderful|lovely|fantastic|exciting|thoughtful|interesting){_END}",
     r"how (?:wonderful|lovely|thoughtful|interesting) (?:that|of you)\b",
@@ -60,7 +60,8 @@ _SYMPATHY = _any_of(
     r"(?:that|this|it) must (?:be|feel|have been) \w+",
     r"it sounds like you(?:'re|'ve| are| have| feel| might| may)?\b",
     r"(?:it's|it is|that's|that is) (?:completely|totally|perfectly|absolutely|entirely) "
-    r"(?:normal|natural|understandable|okay|ok|fine|valid)\b",
+    r"(?:normal|natural|understandable|okay|ok|valid) (?:to feel|to be|to have|that you|for you)\b",
+    r"(?:it's|that's) (?:completely|totally|perfectly) (?:normal|understandable)(?=[.,;])",
     r"your feelings are (?:\w+ )?valid\b",
     r"you(?:'re| are) not alone\b",
 )
@@ -107,6 +108,13 @@ _SELF = _any_of(
     r"\bhugging ?face\b",
     r"\bsmollm\d?\b",
 )
+_REFUSAL = _any_of(
+    r"\b(?:i'm|i am) sorry,? but (?:i|as|this|that|your)\b",
+    r"\b(?:i'm|i am) (?:unable|not able) to (?:provide|answer|assist|help|respond|give|share|do|"
+    r"fulfill|offer|understand)\b",
+    r"\bi (?:can't|cannot|can not|won't) (?:provide|assist|answer|fulfill|comply|respond|help)\b",
+    r"\bplease (?:refer to|rephrase|clarify)\b",
+)
 _PLACEHOLDER = _any_of(
     r"\[(?=[^\[\]\n]{0,60}[A-Za-z])[^\[\]\n]{1,60}\]",
     r"\{(?=[^{}\n]{0,60}[A-Za-z])[^{}\n]{1,60}\}",
@@ -129,16 +137,18 @@ _THAT = "(?: (?:that|this|it))?"
 _HEDGE = _any_of(
     r"\b(?:i'm|i am|we're) (?:just |still )?(?:not |un)"
     r"(?:quite |entirely |really |completely |too |100% )?(?:sure|certain)"
-    r"(?: (?:about|of|what|how|why|if|which) (?:that|this|it|you mean|to say|to answer|i can help))?\b",
+    r"(?: (?:about|of|what|where|how|why|if|which) "
+    r"(?:that|this|it|you mean|to say|to answer|to begin|to start|to do|i can help))?\b",
     r"\bi (?:really |honestly |just )?(?:don't|do not|can't|cannot) (?:really |quite |actually )?"
     r"(?:know|say|tell|understand|answer|remember)\b"
     r"(?: (?:that|this|the answer|what you mean|much|anything|your question)\b)?",
     r"\bi (?:don't|do not) have (?:enough |any |an |that |much |the )?"
     r"(?:information|answer|idea)\b",
     r"\b(?:it|that|this|which) (?:all |really |just |simply )?(?:depends|varies)\b"
-    r"(?: (?:on|by|from) (?:many|several|various|a lot of|a number of|different|your|the|you|what|"
-    r"who|person)\b(?: (?:different )?(?:factors|things|situation|person|to person|case|context|"
-    r"preferences|you want|you ask)\b)?)?",
+    r"(?: (?:on|by|from) (?:many|several|various|a lot of|a number of|different|your|the|"
+    r"you|what|who|person)\b"
+    r"(?: (?:different )?(?:factors|things|situation|person|to person|case|context|preferences|"
+    r"you want|you ask)\b)?)?",
     r"\b(?:that's|that is|this is|it's|it is) (?:a|an) (?:\w{1,20} ){1,3}?"
     r"(?:question|topic|one)\b",
     rf"\bi can (?:definitely |certainly )?(?:help|assist|do)\b(?: you)?(?: with)?{_THAT}",
@@ -150,7 +160,7 @@ _HEDGE = _any_of(
     r"\b(?:it's|it is) (?:hard|difficult|tricky|impossible|tough) to (?:say|tell|know|answer)\b",
     r"\b(?:everyone|everybody|(?:each|every) (?:person|situation)) is (?:different|unique)\b",
     r"\b(?:it's|it is|that's) (?:all |entirely )?up to you\b",
-    r"\b(?:can|could|would|will) you (?:please )?(?:provide|give|share|tell|explain|clarify)"
+    r"\b(?:can|could|would|will) you (?:please )?(?:provide|give|share|tell|explain|clarify|help)"
     r"(?: me)?(?: with)?(?: some| a little| a bit)?(?: more| additional| further)?"
     rf"(?: details?| information| context| about)?{_THAT}",
     r"\b(?:please )?(?:tell me|provide|give me) (?:some )?(?:more|additional|further)\b"
@@ -209,6 +219,11 @@ def no_filler(text: str) -> str | None:
 def no_offers(text: str) -> str | None:
     """Do not offer help or sign off; answer."""
     return _anywhere(_OFFER, _plain(text), "offer")
+
+
+def no_refusal(text: str) -> str | None:
+    """Do not refuse or put the question off; a profile for risky subjects leaves this rule out."""
+    return _anywhere(_REFUSAL, _plain(text), "refusal")
 
 
 def no_self_reference(text: str) -> str | None:

@@ -40,6 +40,7 @@ RULES: dict[str, Rule] = {
         phrases.no_canned_sympathy,
         phrases.no_filler,
         phrases.no_offers,
+        phrases.no_refusal,
         phrases.no_placeholders,
         phrases.no_role_leak,
         phrases.no_prompt_echo,
