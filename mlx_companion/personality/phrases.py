@@ -57,7 +57,9 @@ _SYMPATHY = _any_of(
     r"i (?:feel|hear) (?:for )?you\b",
     r"i (?:empathize|sympathize)\b",
     r"my (?:heart goes|thoughts are|condolences|sympathies|deepest)\b",
-    r"(?:that|this|it) must (?:be|feel|have been) \w+",
+    r"(?:that|this|it) must (?:be|feel|have been) (?:so |very |really |incredibly )?(?:a )?"
+    r"(?:hard|difficult|tough|frustrating|painful|stressful|exhausting|scary|awful|upsetting|rough|"
+    r"challenging|overwhelming|disappointing|confusing|tiring|lonely|terrible|heartbreaking)\b",
     r"it sounds like you(?:'re|'ve| are| have| feel| might| may)?\b",
     r"(?:it's|it is|that's|that is) (?:completely|totally|perfectly|absolutely|entirely) "
     r"(?:normal|natural|understandable|okay|ok|valid) (?:to feel|to be|to have|that you|for you)\b",
@@ -135,7 +137,7 @@ _ROLE = _any_of(
 )
 _THAT = "(?: (?:that|this|it))?"
 _HEDGE = _any_of(
-    r"\b(?:i'm|i am|we're) (?:just |still )?(?:not |un)"
+    r"\b(?:i'm|i am|we're) (?:just |still |really |honestly )?(?:not |un)"
     r"(?:quite |entirely |really |completely |too |100% )?(?:sure|certain)"
     r"(?: (?:about|of|what|where|how|why|if|which) "
     r"(?:that|this|it|you mean|to say|to answer|to begin|to start|to do|i can help))?\b",
