@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,53 @@ def test_migrations_keep_the_data_and_back_it_up_first(file: Path) -> None:
     old.close()
 
 
+def test_a_migration_that_another_process_did_meanwhile_is_not_done_again(file: Path) -> None:
+    old_database(file)
+    other = sqlite3.connect(file, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    reached: list[int] = []
+
+    def open_it() -> None:
+        database = Database(file, [ONE, TWO])
+        reached.append(database.schema_version)
+        database.close()
+
+    thread = threading.Thread(target=open_it)
+    thread.start()
+    time.sleep(0.4)  # it has read version 1 by now and waits for the write lock
+    for statement in TWO.statements:
+        other.execute(statement)
+    other.execute("INSERT INTO schema_versions VALUES (2, 'by another', 'now')")
+    other.execute("COMMIT")
+    thread.join()
+    assert other.execute("SELECT name FROM schema_versions").fetchall()[1:] == [("by another",)]
+    other.close()
+    assert reached == [2]
+    assert list_backups(file) == []
+
+
+def test_opening_waits_for_a_reader_of_a_database_without_a_log(file: Path) -> None:
+    Database(file, [ONE]).close()
+    reader = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
+    reader.execute("PRAGMA journal_mode = DELETE")
+    reader.execute("BEGIN")
+    reader.execute("SELECT * FROM notes").fetchall()
+    timer = threading.Timer(0.3, lambda: reader.execute("COMMIT"))
+    timer.start()
+    database = Database(file, [ONE])
+    assert database.value("PRAGMA journal_mode") == "wal"
+    timer.join()
+    reader.close()
+    database.close()
+    impatient = sqlite3.connect(file, isolation_level=None)
+    impatient.execute("PRAGMA journal_mode = DELETE")
+    impatient.execute("BEGIN")
+    impatient.execute("SELECT * FROM notes").fetchall()
+    with pytest.raises(StoreError, match="stayed locked"):
+        Database(file, [ONE], busy_seconds=0.05)
+    impatient.close()
+
+
 def test_a_failing_migration_changes_nothing(file: Path) -> None:
     old_database(file)
     with pytest.raises(StoreError, match=r"migration 3 \(broken\).*undone.*backup is at"):
@@ -127,7 +175,9 @@ def test_a_migration_that_orphans_rows_is_undone(file: Path) -> None:
 
 def test_a_newer_database_is_left_alone(file: Path) -> None:
     old_database(file)
-    Database(file, [ONE, TWO]).close()
+    database = Database(file, [ONE, TWO])
+    database.execute("PRAGMA journal_mode = DELETE")
+    database.close()
     before = file.read_bytes()
     with pytest.raises(StoreError, match=r"schema version 2.*knows only up to 1.*upgrade"):
         Database(file, [ONE])
@@ -232,6 +282,8 @@ def test_a_backup_holds_what_is_committed_and_nothing_more(store: Store) -> None
     with store.transaction():
         store.interactions.add("not yet", "reply")
         backup = store.backup()
+    # Marked as a plain file, which needs no log beside it (SQLite file format, section 1.3).
+    assert backup.read_bytes()[18:20] == b"\x01\x01"
     copy = sqlite3.connect(backup)
     assert copy.execute("SELECT prompt FROM interactions").fetchall() == [("kept",)]
     copy.close()
@@ -340,6 +392,10 @@ store = Store(sys.argv[1])
 store.interactions.add("before", "x")
 child = os.fork()
 if child == 0:
+    if sys.platform == "linux":
+        inherited = [os.readlink(f"/proc/self/fd/{n}") for n in range(3, 30)
+                     if os.path.islink(f"/proc/self/fd/{n}")]
+        assert not [name for name in inherited if "companion.db" in name], inherited
     store.interactions.add("in the child", "x")
     os._exit(0 if store.interactions.count() >= 2 else 1)
 store.interactions.add("in the parent", "x")

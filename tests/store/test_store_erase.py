@@ -38,8 +38,12 @@ def test_no_trace_is_left_in_the_folder(store: Store) -> None:
     other = store.folder / "someone-elses.txt"
     other.write_text("untouched")
     assert len(traces(store.folder)) >= 4
+    with store.transaction():
+        for _ in range(400):
+            store.interactions.add(SECRET, "x" * 1000)
     counts = delete_everything(store, confirm=True)
-    assert counts["interaction"] == counts["feedback"] == 50
+    assert store.path.stat().st_size < 300_000
+    assert (counts["interaction"], counts["feedback"]) == (450, 50)
     assert (counts["example"], counts["version"], counts["setting"]) == (1, 2, 1)
     assert (counts["adapter_files"], counts["backups"]) == (1, 2)
     store.close()

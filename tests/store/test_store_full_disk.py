@@ -49,7 +49,7 @@ def fill(folder: Path, leave: int = 0) -> Path:
 def test_a_full_disk_loses_nothing_that_was_acknowledged(small_disk: Path) -> None:
     kept = []
     with Store(small_disk / "companion.db") as store:
-        with pytest.raises(DiskFullError, match="no space left to write.*free some space"):
+        with pytest.raises(DiskFullError, match=r"no space left to write.*free some space"):
             for number in range(1000):
                 kept.append(store.interactions.add(f"{number}", BIG).id)
         # Reading goes on, and after the failure the transaction is gone.

@@ -83,7 +83,7 @@ def test_the_same_id_again_changes_nothing(store: Store) -> None:
 
 
 def test_empty_prompts_are_refused(store: Store) -> None:
-    with pytest.raises(DataError, match="field 'prompt'.*empty"):
+    with pytest.raises(DataError, match=r"field 'prompt'.*empty"):
         store.interactions.add("  ", "reply")
     assert store.interactions.add("hello", "").response == ""
 

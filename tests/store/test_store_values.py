@@ -45,7 +45,7 @@ def test_times_become_utc_of_one_width(given_time: str, stored: str) -> None:
 
 @pytest.mark.parametrize("wrong", ["", "yesterday", "2026-13-01", 7, "0001-01-01T00:00+14:00"])
 def test_what_is_no_time_is_refused(wrong: object) -> None:
-    with pytest.raises(DataError, match="field 'created_at'.*is not a time"):
+    with pytest.raises(DataError, match=r"field 'created_at'.*is not a time"):
         values.canonical_time(wrong)  # type: ignore[arg-type]
 
 
@@ -81,7 +81,7 @@ def test_json_refuses_what_has_no_form() -> None:
     loop: list[object] = []
     loop.append(loop)
     for wrong in (object(), {"a": b"bytes"}, loop):
-        with pytest.raises(DataError, match="field 'meta'.*no JSON form"):
+        with pytest.raises(DataError, match=r"field 'meta'.*no JSON form"):
             values.dump_json(wrong, "meta")
 
 
@@ -101,5 +101,5 @@ def test_the_hash_tells_every_split_apart(first: list[str], second: list[str]) -
 
 def test_an_empty_prompt_is_refused() -> None:
     for empty in ("", " \n\t", "\u2003"):
-        with pytest.raises(DataError, match="field 'prompt'.*it is empty"):
+        with pytest.raises(DataError, match=r"field 'prompt'.*it is empty"):
             values.check_prompt(empty)

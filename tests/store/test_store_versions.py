@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_companion.errors import AdapterError, StoreError
+from mlx_companion.errors import AdapterError, DataError, StoreError
 from mlx_companion.store import Store, Version
 
 
@@ -94,6 +94,15 @@ def test_activating_moves_the_pointer_and_writes_history(store: Store) -> None:
     with pytest.raises(StoreError, match="no version 'v0042'"):
         store.versions.activate("v0042", "typo")
     assert active(store) == second
+
+
+def test_a_pointer_without_its_line_in_the_history_is_impossible(store: Store) -> None:
+    first, second = versions(store, 2)
+    store.versions.activate(first, "start")
+    with pytest.raises(DataError, match="surrogate"):
+        store.versions.activate(second, "a reason that cannot be stored: \ud800")
+    assert active(store) == first
+    assert len(store.versions.history()) == 1
 
 
 def test_going_back_goes_further_back_each_time(store: Store) -> None:
