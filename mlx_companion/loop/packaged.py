@@ -6,9 +6,9 @@ must tell written answers from shuffled ones. The general text and the general p
 new version keeps what the base can do, outside of the companion's own style. All of it is written
 for this project::
 
-    train = load_prompts("train")
-    threshold = separate(load_qa_pairs())       # the relevance judge does this
-    loss = perplexity(model, general_text())    # and the gate this
+    train = load_prompts("train")      # generation and training see these only
+    gate = load_prompts("gate")        # the test of a new version sees these only
+    pairs = load_qa_pairs()            # the relevance judges calibrate on them
 """
 
 from __future__ import annotations

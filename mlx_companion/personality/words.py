@@ -58,7 +58,7 @@ _EMPTY = """
     able actually answer asked asking ask aspect aspects bit certain certainly clear consider
     context course depend depending depends detail details different difficult factor factors feel
     glad good great happy help helpful helping helps hope idea important information interesting
-    issue kind lot lots matter mean means nice number okay option options part particular person
+    kind lot lots matter mean means nice number okay option options part particular person
     point possible provide question questions reason reasons right several situation sort specific
     stuff sure thank thanks understand understood various
 """
