@@ -7,6 +7,7 @@ errors that say what to do.
 
 from __future__ import annotations
 
+import errno
 import json
 import threading
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-from mlx_companion.errors import DownloadError, ModelNotFoundError
+from mlx_companion.errors import DiskFullError, DownloadError, ModelNotFoundError
 from mlx_companion.models.registry import ModelSpec
 from mlx_companion.runtime.files import sha256_file
 
@@ -88,12 +89,18 @@ def download(spec: ModelSpec) -> Path:
 
     Raises:
         DownloadError: it failed, or the licence has to be accepted first.
+        DiskFullError: there is no room.
     """
     try:
         path = _snapshot(spec, local=False)
     except GatedRepoError as error:
         raise _gated(spec) from error
     except Exception as error:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFullError(
+                f"no space left to fetch '{spec.hub_id}'; free some space, or set HF_HOME to a "
+                "folder on another disk, and run it again to continue"
+            ) from error
         raise DownloadError(
             f"fetching '{spec.hub_id}' from the hub failed ({error}); run it again to continue"
         ) from error

