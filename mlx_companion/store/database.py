@@ -231,7 +231,7 @@ def _refuse_emptied(path: Path) -> None:
 
 
 def _use_wal(connection: sqlite3.Connection, path: Path, busy_seconds: float) -> None:
-    # Switching the mode does not honour the busy timeout, and several processes may do it at once.
+    # Processes that switch a new file at the same moment are told "locked" without any waiting.
     deadline = time.monotonic() + busy_seconds
     while True:
         try:

@@ -4,6 +4,9 @@ Why a module: rows are the smaller half of it. What was deleted lives on in free
 write-ahead log, in backups, in damaged copies that were put aside and, in a way, in the adapters
 that were trained on it. All of these go. What the file system or an SSD keeps below is out of
 reach; a disk that is encrypted takes care of that.
+
+In the user-data folder, whole folders go. Beside a database that somebody keeps elsewhere, only
+what the rows name: a folder `adapters` there may be somebody's own work.
 """
 
 from __future__ import annotations
@@ -12,22 +15,26 @@ import shutil
 from pathlib import Path
 
 from mlx_companion.errors import StoreError
+from mlx_companion.runtime.paths import data_dir
 from mlx_companion.store.backups import backup_folder, list_backups
 from mlx_companion.store.kinds import KINDS
 from mlx_companion.store.store import Store
 
+# What the companion itself puts into the user-data folder.
+FOLDERS = ("adapters", "rounds", "reports", "logs")
+
 
 def delete_everything(store: Store, *, confirm: bool) -> dict[str, int]:
-    """Delete all rows, the adapters, the backups and the damaged copies put aside.
+    """Delete all rows, adapters, files of rounds, backups and damaged copies put aside.
 
-    The store stays open, empty, and can be used again.
+    The store stays open, empty, and can be used again. Killed half-way, it can be repeated.
 
     Args:
         store: no `improve` may run on it, and nobody else may be reading it.
         confirm: must be True; there is no way back.
 
     Returns:
-        What was deleted: rows by kind, and files as 'adapter_files' and 'backups'.
+        What was deleted: rows by kind, and the numbers of 'files' and 'backups'.
 
     Raises:
         StoreError: not confirmed, or another process is at work (what is left is said).
@@ -37,11 +44,21 @@ def delete_everything(store: Store, *, confirm: bool) -> dict[str, int]:
             "nothing was deleted: deleting everything cannot be undone and must be confirmed"
         )
     with store.exclusive():
+        files = sum(_delete(path) for path in _owned(store))
+        backups = _delete_copies(store.path)
         counts = _delete_rows(store)
         _wipe_free_pages(store)
-        counts["adapter_files"] = _delete_folder(store.folder / "adapters")
-        counts["backups"] = _delete_copies(store.path)
-    return counts
+    return {**counts, "files": files, "backups": backups}
+
+
+def _owned(store: Store) -> list[Path]:
+    folder = store.folder.resolve()
+    if folder == data_dir().resolve():
+        return [folder / name for name in FOLDERS]
+    adapters = [version.adapter_path for version in store.versions.all() if version.adapter_path]
+    rounds = [folder / "rounds" / f"{one.number:04d}" for one in store.rounds.all()]
+    # An imported row may name any path, such as "../..", so only what lies inside counts.
+    return [path for path in (*adapters, *rounds) if folder in path.resolve().parents]
 
 
 def _delete_rows(store: Store) -> dict[str, int]:
@@ -59,16 +76,19 @@ def _wipe_free_pages(store: Store) -> None:
     busy = store.database.value("PRAGMA wal_checkpoint(TRUNCATE)")
     if busy:
         raise StoreError(
-            f"all rows are deleted, but another process is reading {store.path}, so traces, "
-            "adapters and backups remain; end it and delete everything again"
+            f"everything is deleted, but another process is reading {store.path}, so traces of it "
+            "remain in the file; end that process and delete everything again"
         )
 
 
-def _delete_folder(folder: Path) -> int:
-    if folder.is_symlink() or not folder.is_dir():
+def _delete(path: Path) -> int:
+    if path.is_symlink() or not path.exists():
         return 0
-    count = sum(1 for entry in folder.rglob("*") if entry.is_file())
-    shutil.rmtree(folder)
+    if path.is_file():
+        path.unlink()
+        return 1
+    count = sum(1 for entry in path.rglob("*") if entry.is_file())
+    shutil.rmtree(path)
     return count
 
 

@@ -41,8 +41,8 @@ class Store:
     """The open database and its parts.
 
     Args:
-        path: the database file, created when missing; `data_dir()/companion.db` by default. The
-            folders `adapters` and `backups` beside it belong to it.
+        path: the database file, created when missing; `data_dir()/companion.db` by default.
+            Adapters and backups lie in folders beside it.
         busy_seconds: how long a write waits for another process's write.
 
     Raises:

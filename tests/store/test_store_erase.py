@@ -22,6 +22,8 @@ def tell(store: Store) -> None:
     tuned = store.versions.create(parent=base.id, adapter_path=store.adapters_dir / "one")
     (store.adapters_dir / "one").mkdir()
     (store.adapters_dir / "one" / "adapters.safetensors").write_text(SECRET)
+    (store.folder / "rounds" / "0001").mkdir(parents=True)
+    (store.folder / "rounds" / "0001" / "report.html").write_text(SECRET)
     store.versions.activate(tuned.id, SECRET)
     store.settings.set("secret", SECRET)
     store.backup()
@@ -35,8 +37,12 @@ def traces(folder: Path) -> list[Path]:
 
 def test_no_trace_is_left_in_the_folder(store: Store) -> None:
     tell(store)
-    other = store.folder / "someone-elses.txt"
-    other.write_text("untouched")
+    others = [
+        store.folder / name for name in ("mine.txt", "adapters/mine/a", "rounds/notes", "logs/a")
+    ]
+    for other in others:
+        other.parent.mkdir(exist_ok=True)
+        other.write_text("untouched")
     assert len(traces(store.folder)) >= 4
     with store.transaction():
         for _ in range(400):
@@ -45,12 +51,33 @@ def test_no_trace_is_left_in_the_folder(store: Store) -> None:
     assert store.path.stat().st_size < 300_000
     assert (counts["interaction"], counts["feedback"]) == (450, 50)
     assert (counts["example"], counts["version"], counts["setting"]) == (1, 2, 1)
-    assert (counts["adapter_files"], counts["backups"]) == (1, 2)
+    assert (counts["files"], counts["backups"]) == (2, 2)
     store.close()
     assert traces(store.folder) == []
-    assert other.read_text() == "untouched"
-    assert not (store.folder / "adapters").exists()
+    assert [other.read_text() for other in others] == ["untouched"] * 4
     assert not (store.folder / "backups").exists()
+
+
+def test_in_the_user_data_folder_whole_folders_go() -> None:
+    with Store() as store:
+        tell(store)
+        for name in ("adapters", "rounds", "logs"):
+            (store.folder / name).mkdir(exist_ok=True)
+            (store.folder / name / "left by a killed round").write_text(SECRET)
+        assert delete_everything(store, confirm=True)["files"] == 5
+        assert {entry.name for entry in store.folder.iterdir() if entry.is_dir()} == set()
+    assert traces(store.folder) == []
+
+
+def test_a_path_outside_or_the_folder_itself_is_never_deleted(store: Store, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    for path in (outside, store.folder, store.folder.parent):
+        store.versions.create(adapter_path=path)
+    store.database.execute("UPDATE versions SET adapter_path = '../outside' WHERE number = 2")
+    delete_everything(store, confirm=True)
+    assert outside.is_dir()
+    assert store.path.is_file()
 
 
 def test_the_store_can_be_used_again(store: Store) -> None:
@@ -96,6 +123,8 @@ def test_a_linked_folder_is_not_followed(store: Store, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "kept").write_text("kept")
-    (store.folder / "adapters").symlink_to(elsewhere)
-    assert delete_everything(store, confirm=True)["adapter_files"] == 0
+    store.rounds.begin()
+    (store.folder / "rounds").mkdir()
+    (store.folder / "rounds" / "0001").symlink_to(elsewhere)
+    assert delete_everything(store, confirm=True)["files"] == 0
     assert (elsewhere / "kept").read_text() == "kept"
