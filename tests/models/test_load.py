@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 
@@ -17,10 +18,11 @@ from mlx_lm.utils import load_model, quantize_model, save_model
 from tiny import tiny_bert, tiny_llama
 
 from mlx_companion.errors import DownloadError, ModelNotFoundError, WeightsError
-from mlx_companion.models import load as load_module
 from mlx_companion.models.load import LanguageModel, load
 from mlx_companion.runtime.files import sha256_file
 
+# The package offers the function under the module's name.
+load_module = importlib.import_module("mlx_companion.models.load")
 TOKENS = mx.array([[1, 87, 12, 300, 45, 45, 2, 9]])
 
 
