@@ -15,17 +15,17 @@ import os
 # transformers advises installing PyTorch when it is imported; only its tokenizers are used here.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
-from mlx_companion.models.encoder import SentenceEncoder, load_encoder  # noqa: E402
-from mlx_companion.models.generation import (  # noqa: E402
+from mlx_companion.models.encoder import SentenceEncoder, load_encoder
+from mlx_companion.models.generation import (
     Reply,
     batch_generate,
     generate,
     stream_generate,
 )
-from mlx_companion.models.heads import SplitModel, split_head  # noqa: E402
-from mlx_companion.models.load import LanguageModel, load  # noqa: E402
-from mlx_companion.models.registry import ALIASES, DEFAULT_MODEL, ModelSpec  # noqa: E402
-from mlx_companion.models.sampling import GREEDY, Sampling  # noqa: E402
+from mlx_companion.models.heads import SplitModel, split_head
+from mlx_companion.models.load import LanguageModel, load
+from mlx_companion.models.registry import ALIASES, DEFAULT_MODEL, ModelSpec
+from mlx_companion.models.sampling import GREEDY, Sampling
 
 __all__ = [
     "ALIASES",
