@@ -19,7 +19,7 @@ from pathlib import Path
 
 from mlx_companion.errors import StoreError
 from mlx_companion.runtime.files import atomic_path, fsync_dir
-from mlx_companion.store.faults import damaged, explained
+from mlx_companion.store.faults import damaged, explained, files_explained
 from mlx_companion.store.values import now
 
 # A full check reads every index entry; beyond this size (bytes) only the structure is checked.
@@ -54,17 +54,19 @@ def make_backup(path: Path, version: int, keep: int = KEEP) -> Path:
 
     Raises:
         DiskFullError: no space; no copy was made.
-        StoreError: the copy failed its check, so the original is damaged.
+        StoreError: the copy failed its check, so the original is damaged; or the folder cannot
+            be written.
     """
     folder = backup_folder(path)
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     stamp = re.sub(r"[-:.]", "", now().partition("+")[0])
     target = folder / f"{path.stem}-{stamp}Z-v{version}.db"
-    with atomic_path(target) as temporary:
-        _copy(path, temporary)
-        os.chmod(temporary, 0o600)
-    for old in list_backups(path)[:-keep]:
-        old.unlink(missing_ok=True)
+    with files_explained(target):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with atomic_path(target) as temporary:
+            _copy(path, temporary)
+            os.chmod(temporary, 0o600)
+        for old in list_backups(path)[:-keep]:
+            old.unlink(missing_ok=True)
     return target
 
 
@@ -97,26 +99,29 @@ def check(connection: sqlite3.Connection, path: Path) -> None:
 def restore_backup(path: str | Path, backup: str | Path | None = None) -> Path:
     """Put a backup (the newest by default) in the place of the database at `path`.
 
-    No store may have the database open. The file that was there is renamed, never deleted.
+    No store may have the database open. The file that was there is kept under another name.
 
     Returns:
         The new path of the file that was there (or where it would be, when there was none).
 
     Raises:
-        StoreError: there is no such backup.
+        StoreError: there is no such backup, or the folder cannot be written.
+        DiskFullError: no space; the damaged file stays where it is.
     """
     path = Path(path)
     chosen = latest_backup(path) if backup is None else Path(backup)
     if chosen is None or not chosen.is_file():
         raise StoreError(f"there is no backup of {path} at {chosen or backup_folder(path)}")
     aside = path.with_name(f"{path.name}.damaged-{re.sub(r'[-:.+]', '', now())[:20]}")
-    with atomic_path(path) as temporary:
+    with files_explained(path), atomic_path(path) as temporary:
         shutil.copyfile(chosen, temporary)
-        # The old journal must go first: beside the new file it would be taken for its own.
-        for suffix in ("-wal", "-shm", "-journal", ""):
-            old = Path(f"{path}{suffix}")
-            if old.exists():
+        # The old log must go first: beside the new file it would be taken for its own. The old
+        # file keeps its name until the new one takes it, so a kill never leaves none.
+        for suffix in ("-wal", "-shm", "-journal"):
+            if (old := Path(f"{path}{suffix}")).exists():
                 os.replace(old, f"{aside}{suffix}")
+        if path.exists():
+            shutil.copyfile(path, aside)
     os.chmod(path, 0o600)
     fsync_dir(path.parent)
     return aside

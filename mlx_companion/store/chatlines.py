@@ -93,6 +93,7 @@ def _interactions(messages: list[tuple[str, str]], created_at: str | None) -> li
                     "the assistant speaks before the user has", field=f"messages[{number}].role"
                 )
             follows = rows[-1]["id"] if rows else None
+            # Over what came before too: "Yes." to two questions is two interactions.
             row_id = sha256_text(follows, system, *said, text)[:32]
             rows.append(
                 {

@@ -138,6 +138,8 @@ class Database:
                 self._depth -= 1
 
     def _statements(self) -> tuple[str, str, tuple[str, ...]]:
+        # IMMEDIATE takes the write lock at once: a reader that starts to write half-way through
+        # is refused without waiting when somebody else wrote in between.
         if self._depth == 0:
             return "BEGIN IMMEDIATE", "COMMIT", ("ROLLBACK",)
         name = f"nested_{self._depth}"
@@ -157,6 +159,7 @@ class Database:
     def rows(self, sql: str, values: Sequence[Any] | dict[str, Any] = ()) -> list[sqlite3.Row]:
         """All rows of one statement."""
         with self._lock, explained(self.path):
+            # All at once: a cursor left open would see, and hold up, what other threads do.
             return self._open().execute(sql, values).fetchall()
 
     def row(self, sql: str, values: Sequence[Any] | dict[str, Any] = ()) -> sqlite3.Row | None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from mlx_companion.errors import StoreError
 from mlx_companion.runtime.paths import data_dir
 from mlx_companion.store.backups import backup_folder, list_backups
+from mlx_companion.store.faults import files_explained
 from mlx_companion.store.kinds import KINDS
 from mlx_companion.store.store import Store
 
@@ -43,7 +44,8 @@ def delete_everything(store: Store, *, confirm: bool) -> dict[str, int]:
         raise StoreError(
             "nothing was deleted: deleting everything cannot be undone and must be confirmed"
         )
-    with store.exclusive():
+    # Files before rows: the rows say where the files are, should this be killed in between.
+    with store.exclusive(), files_explained(store.folder):
         files = sum(_delete(path) for path in _owned(store))
         backups = _delete_copies(store.path)
         counts = _delete_rows(store)

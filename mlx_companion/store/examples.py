@@ -109,6 +109,7 @@ class Examples:
         self, round_id: str, purpose: Purpose = "train", model_version: str | None = None
     ) -> list[Example]:
         """The samples of one round (of one version), by prompt in the order of first storing."""
+        # Ids sort by time and outlive an export, which row numbers do not.
         rows = self._db.rows(
             """
             SELECT * FROM examples

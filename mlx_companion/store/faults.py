@@ -7,6 +7,7 @@ store sends runs inside `explained`, so nothing from `sqlite3` reaches a caller.
 from __future__ import annotations
 
 import contextlib
+import errno
 import shutil
 import sqlite3
 from collections.abc import Iterator
@@ -48,6 +49,27 @@ def explained(path: Path) -> Iterator[None]:
         raise DataError(f"a number does not fit into 64 bits: {error}") from error
     except sqlite3.Error as error:
         raise _explain(error, path) from error
+
+
+@contextlib.contextmanager
+def files_explained(path: Path) -> Iterator[None]:
+    """Turn what the operating system refuses about `path` inside the block into our errors.
+
+    Raises:
+        DiskFullError: there is no space left.
+        StoreError: anything else, such as missing permissions.
+    """
+    try:
+        yield
+    except DiskFullError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFullError(f"no space left for {path}; free some and run it again") from error
+        raise StoreError(
+            f"cannot write {error.filename or path}: {error.strerror}; check that it is a place "
+            "that you may write to"
+        ) from error
 
 
 def damaged(path: Path, detail: str) -> StoreError:

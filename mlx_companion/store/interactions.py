@@ -96,6 +96,7 @@ class Interactions:
 
         Nothing is locked between pages; what is added meanwhile is seen too.
         """
+        # Pages by key rather than a long read, which would keep the log from being shortened.
         values = {
             "time": canonical_time(since, "since") if since else "",
             "id": chr(0x10FFFF),

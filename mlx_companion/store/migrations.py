@@ -92,6 +92,7 @@ def _step(
     saved: Path | None = None
     connection.execute("BEGIN IMMEDIATE")
     try:
+        # Asked again under the lock: another process may have migrated while this one waited.
         current = schema_version(connection, path)
         if current < migration.version:
             saved = backup(current) if current else None

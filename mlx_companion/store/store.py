@@ -26,6 +26,7 @@ from mlx_companion.runtime.paths import data_dir
 from mlx_companion.store.backups import check, make_backup
 from mlx_companion.store.database import BUSY_SECONDS, Database
 from mlx_companion.store.examples import Examples, Replay
+from mlx_companion.store.faults import files_explained
 from mlx_companion.store.interactions import FeedbackLog, Interactions
 from mlx_companion.store.ledger import Ledger
 from mlx_companion.store.rounds import Rounds
@@ -75,7 +76,8 @@ class Store:
     def adapters_dir(self) -> Path:
         """Where the adapters of the versions lie; created on first use."""
         folder = self.folder / "adapters"
-        folder.mkdir(exist_ok=True, mode=0o700)
+        with files_explained(folder):
+            folder.mkdir(exist_ok=True, mode=0o700)
         return folder
 
     @contextlib.contextmanager
@@ -97,9 +99,11 @@ class Store:
             StoreError: somebody else holds it.
         """
         file = self.path.with_name(f"{self.path.name}.{name}.lock")
-        descriptor = os.open(file, os.O_CREAT | os.O_RDWR, 0o600)
+        with files_explained(file):
+            descriptor = os.open(file, os.O_CREAT | os.O_RDWR, 0o600)
         try:
             try:
+                # The kernel drops it with the descriptor, also when the process is killed.
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise StoreError(

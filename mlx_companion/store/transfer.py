@@ -20,6 +20,7 @@ from typing import Any
 from mlx_companion.errors import DataError, StoreError
 from mlx_companion.runtime.files import atomic_path
 from mlx_companion.store.database import Database
+from mlx_companion.store.faults import files_explained
 from mlx_companion.store.kinds import HEADER, KINDS, Kind, line_of
 from mlx_companion.store.lines import FORMAT, FORMAT_VERSION, Lines, Planned
 from mlx_companion.store.store import Store
@@ -61,6 +62,7 @@ def export(store: Store, path: str | Path, kinds: Iterable[str] | None = None) -
     Raises:
         DataError: there is no such kind, or `path` is the database itself.
         DiskFullError: no space; an older file at `path` is untouched.
+        StoreError: the file cannot be written.
     """
     chosen = _with_references(KINDS if kinds is None else kinds)
     if Path(path).absolute().name.startswith(store.path.name) and (
@@ -69,6 +71,7 @@ def export(store: Store, path: str | Path, kinds: Iterable[str] | None = None) -
         raise DataError("this would overwrite the database; give another name", path=path)
     counts: dict[str, int] = {}
     with (
+        files_explained(Path(path)),
         atomic_path(path) as temporary,
         temporary.open("w", encoding="utf-8", newline="\n") as file,
         store.database.snapshot() as connection,
@@ -101,6 +104,7 @@ def import_(store: Store, path: str | Path) -> ImportReport:
     lines.check()
     report = ImportReport()
     with store.transaction():
+        # Lines may come in any order, so references are judged when all of them are written.
         store.database.execute("PRAGMA defer_foreign_keys = ON")
         writer = _Writer(store.database, report)
         for number, planned in lines.planned():

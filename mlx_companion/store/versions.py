@@ -58,6 +58,7 @@ class Versions:
             StoreError: there is no version `parent`.
         """
         with self._db.transaction():
+            # Inside the transaction, so that two processes cannot take one number.
             row = self._db.row(
                 "SELECT * FROM versions WHERE round_id = ? AND adapter_sha256 = ?",
                 (round_id, adapter_sha256),
@@ -219,6 +220,7 @@ class Versions:
 
     def _stack(self) -> list[str]:
         """The versions one would see by going back step by step; the active one is last."""
+        # Not simply the event before: after two rollbacks that would lead forward again.
         stack: list[str] = []
         for event in self.history():
             if event.action == "rollback":

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mlx_companion.errors import DataError, DiskFullError, StoreError
-from mlx_companion.store import Store, latest_backup, list_backups, restore_backup
+from mlx_companion.store import Store, export, latest_backup, list_backups, restore_backup
 from mlx_companion.store import database as database_module
 from mlx_companion.store.database import Database
 from mlx_companion.store.migrations import Migration
@@ -382,6 +382,18 @@ def test_exclusive_work_is_exclusive(store: Store) -> None:
         blocked = subprocess.run(command, capture_output=True, text=True, check=False)
         assert "already running" in blocked.stderr
     assert subprocess.run(command, check=False).returncode == 0
+
+
+def test_a_folder_that_cannot_be_written_is_named(store: Store) -> None:
+    backups = store.folder / "backups"
+    backups.write_text("in the way")
+    with pytest.raises(StoreError, match=f"cannot write {backups}"):
+        store.backup()
+    with pytest.raises(StoreError, match=r"cannot write.*check that it is a place"):
+        export(store, backups / "data.jsonl")
+    (store.folder / "companion.db.improve.lock").mkdir()
+    with pytest.raises(StoreError, match="Is a directory"), store.exclusive():
+        pass
 
 
 FORK = """
