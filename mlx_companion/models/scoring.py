@@ -1,0 +1,129 @@
+"""How likely a model finds given text: log-probabilities, perplexity, divergence.
+
+Rows are sorted by length and padded in batches; logits are computed only at the tokens
+that are scored, because the output matrix is a fifth of a small model's work. Used by the
+judges and the gate of the self-improvement loop, and by evaluation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_companion.errors import GenerationError
+from mlx_companion.models.heads import split_head
+from mlx_companion.models.load import LanguageModel
+from mlx_companion.runtime.stop import NEVER, StopSwitch
+
+__all__ = ["Row", "RowScore", "perplexity", "score_rows", "scored_logits"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """Tokens of which those from index `start` (1 or more) on are scored."""
+
+    tokens: Sequence[int]
+    start: int = 1
+
+
+@dataclass(frozen=True)
+class RowScore:
+    """Summed log-probability (nats) of a row's scored tokens, and how many they are."""
+
+    logprob: float
+    count: int
+
+    @property
+    def mean(self) -> float:
+        """Mean log-probability per token (nats)."""
+        return self.logprob / self.count
+
+
+def score_rows(
+    lm: LanguageModel,
+    rows: Sequence[Row],
+    *,
+    batch_tokens: int = 2048,
+    switch: StopSwitch = NEVER,
+) -> list[RowScore]:
+    """Log-probability of each row's scored tokens given all tokens before them.
+
+    Args:
+        lm: the loaded model.
+        rows: what to score.
+        batch_tokens: the most tokens (rows x padded length) in one forward pass.
+        switch: consulted between batches.
+
+    Raises:
+        GenerationError: a row has nothing to score.
+    """
+    scores: dict[int, RowScore] = {}
+    for batch in _batches(rows, batch_tokens):
+        switch.check()
+        logits = scored_logits(lm, [rows[i] for i in batch])
+        targets = mx.array(np.concatenate([rows[i].tokens[rows[i].start :] for i in batch]))
+        picked = mx.take_along_axis(logits, targets[:, None], axis=-1).squeeze(-1)
+        logprobs = np.array(picked - mx.logsumexp(logits, axis=-1), dtype=np.float64)
+        at = 0
+        for i in batch:
+            count = len(rows[i].tokens) - rows[i].start
+            scores[i] = RowScore(float(logprobs[at : at + count].sum()), count)
+            at += count
+    return [scores[i] for i in range(len(rows))]
+
+
+def scored_logits(lm: LanguageModel, rows: Sequence[Row]) -> mx.array:
+    """Logits (N, V), float32, that predict the scored tokens of all rows, row after row."""
+    length = max(len(row.tokens) for row in rows) - 1
+    tokens = np.zeros((len(rows), length), dtype=np.int32)
+    wanted = []
+    for i, row in enumerate(rows):
+        tokens[i, : len(row.tokens) - 1] = row.tokens[:-1]
+        wanted.append(i * length + np.arange(row.start - 1, len(row.tokens) - 1))
+    backbone, head = split_head(lm.model)
+    hidden = backbone(mx.array(tokens))
+    hidden = hidden.reshape(-1, hidden.shape[-1])[mx.array(np.concatenate(wanted))]
+    return head(hidden).astype(mx.float32)
+
+
+def perplexity(
+    lm: LanguageModel, text: str, *, window: int = 256, switch: StopSwitch = NEVER
+) -> float:
+    """Perplexity per token of a text, read in windows that do not overlap.
+
+    Args:
+        lm: the loaded model.
+        text: the text.
+        window: tokens per window; each window starts without a past.
+
+    Raises:
+        GenerationError: the text is too short to score.
+    """
+    tokens = lm.tokenizer.encode(text)
+    pieces = [tokens[i : i + window] for i in range(0, len(tokens), window)]
+    rows = [Row(piece) for piece in pieces if len(piece) > 1]
+    if not rows:
+        raise GenerationError("perplexity needs a text of at least two tokens")
+    scores = score_rows(lm, rows, switch=switch)
+    return math.exp(-sum(s.logprob for s in scores) / sum(s.count for s in scores))
+
+
+def _batches(rows: Sequence[Row], batch_tokens: int) -> Iterator[list[int]]:
+    for row in rows:
+        if not 1 <= row.start < len(row.tokens):
+            raise GenerationError(
+                f"nothing to score: a row of {len(row.tokens)} tokens with start={row.start}"
+            )
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i].tokens))
+    batch: list[int] = []
+    for i in order:
+        if batch and (len(batch) + 1) * len(rows[i].tokens) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
