@@ -74,7 +74,7 @@ class GenerateConfig:
     """
 
     samples_per_prompt: int = 4
-    temperature: float = 0.8
+    temperature: float = 0.6
     top_k: int = 50
     max_rows: int = 64
 
@@ -93,7 +93,7 @@ class JudgeConfig:
     """
 
     encoder: str = DEFAULT_ENCODER
-    least_new_words: int = 2
+    least_new_words: int = 3
     least_kept: float = 0.9
     fluency_quantile: float = 0.98
     near_duplicate: float = 0.95

@@ -60,7 +60,10 @@ class RoundContext:
     @cached_property
     def monitor(self) -> ResourceMonitor:
         """Keeps the round inside the machine's limits."""
-        return ResourceMonitor(self.config.limits, on_pause=self.progress.note)
+        return ResourceMonitor(self.config.limits, on_pause=self._paused)
+
+    def _paused(self, reason: str | None) -> None:
+        self.progress.note(f"Paused: {reason}." if reason else "Going on.")
 
     def seed(self, *names: str | int) -> int:
         """The seed of one use in this round."""

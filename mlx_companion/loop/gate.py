@@ -274,7 +274,9 @@ def _scaled_looks(
     low, high = ctx.config.gate.least_scale, full.scale
     for number in range(1, ctx.config.gate.scale_steps + 1):
         scale = round((low + high) / 2, 3)
-        ctx.progress.note(f"The candidate breaks a margin; trying it at {scale:.2f} of its strength.")
+        ctx.progress.note(
+            f"The candidate breaks a margin; trying it at {scale:.2f} of its strength."
+        )
         looks.append(_look(ctx, panel, prompts, before, scale, number))
         if looks[-1].decision == "deploy":
             return looks
@@ -347,5 +349,6 @@ def _payload(
         ],
         "before_label": before.label,
         "after_label": after.label,
-        "summary": f"{before.share():.0%} -> {after.share():.0%} good, p = {chosen.p:.2g}: {outcome}",
+        "summary": f"{before.share():.0%} -> {after.share():.0%} good, "
+        f"p = {chosen.p:.2g}: {outcome}",
     }

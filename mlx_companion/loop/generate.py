@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from mlx_companion.loop.collect import RoundPrompt
@@ -71,9 +72,7 @@ def generate(ctx: RoundContext) -> dict[str, Any]:
     samples = ctx.config.generate.samples_per_prompt
     total, done = len(prompts) * samples, 0
     for index in range(samples):
-        stored = {
-            e.prompt_id for e in _generated(ctx) if e.sample_index == index
-        }
+        stored = {e.prompt_id for e in _generated(ctx) if e.sample_index == index}
         rows = ctx.config.generate.max_rows
         for start in range(0, len(prompts), rows):
             chunk = prompts[start : start + rows]
@@ -118,9 +117,7 @@ def _generate_chunk(
     )
 
 
-def _example(
-    prompt: RoundPrompt, reply: Reply, ctx: RoundContext, **fields: Any
-) -> NewExample:
+def _example(prompt: RoundPrompt, reply: Reply, ctx: RoundContext, **fields: Any) -> NewExample:
     return NewExample(
         prompt=prompt.prompt,
         # A model may answer with nothing; a space keeps the row, which the judges refuse.
@@ -169,7 +166,7 @@ def diversity(ctx: RoundContext, examples: Sequence[Example]) -> dict[str, float
     """
     texts = [normalized(example.response) for example in examples]
     words = [text.split() for text in texts]
-    pairs = {pair for row in words for pair in zip(row, row[1:], strict=False)}
+    pairs = {pair for row in words for pair in pairwise(row)}
     count = max(1, sum(map(len, words)))
     by_prompt: dict[str | None, list[str]] = {}
     for example in examples:

@@ -96,18 +96,14 @@ def judge(ctx: RoundContext) -> dict[str, Any]:
 
 def gate_panel(ctx: RoundContext, lines: Thresholds) -> Panel:
     """The judges of the gate: the two relevance judges decide independently of each other."""
-    return Panel(
-        [*_text_judges(ctx), *_relevance_judges(ctx, lines)], {"likelihood": TEXT_JUDGES}
-    )
+    return Panel([*_text_judges(ctx), *_relevance_judges(ctx, lines)], {"likelihood": TEXT_JUDGES})
 
 
 def train_panel(ctx: RoundContext, lines: Thresholds) -> Panel:
     """The judges of training samples; the measured ones see only what the text judges passed."""
     disliked = FeedbackJudge((p, r) for p, r in ctx.payload("collect")["disliked"])
     distinct = DuplicateJudge(ctx.encoder, ctx.config.judge.near_duplicate)
-    judges: list[Judge] = [
-        *_text_judges(ctx), disliked, *_relevance_judges(ctx, lines), distinct
-    ]
+    judges: list[Judge] = [*_text_judges(ctx), disliked, *_relevance_judges(ctx, lines), distinct]
     names = [each.name for each in judges]
     cheap = len(TEXT_JUDGES)
     return Panel(judges, {name: names[:i] for i, name in enumerate(names) if i >= cheap})
@@ -159,8 +155,10 @@ def _judge(ctx: RoundContext, panel: Panel, examples: Sequence[Example]) -> Coun
         for example, verdict in zip(examples, verdicts, strict=True)
     )
     reasons = [verdict.reason for verdict in verdicts if not verdict.good]
-    return Counter(": ".join(reason.split(": ")[:2]) if reason.startswith("style") else
-                   reason.split(": ")[0] for reason in reasons)
+    return Counter(
+        ": ".join(reason.split(": ")[:2]) if reason.startswith("style") else reason.split(": ")[0]
+        for reason in reasons
+    )
 
 
 def _text_judges(ctx: RoundContext) -> list[Judge]:

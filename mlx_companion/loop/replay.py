@@ -36,9 +36,7 @@ def mix(ctx: RoundContext) -> dict[str, Any]:
     """Choose the training rows; membership goes to the store, realised counts to the payload."""
     config = ctx.config.replay
     gate = {normalized(row["prompt"]) for row in ctx.payload("collect")["gate"]}
-    good = [
-        e for e in ctx.store.examples.accepted() if normalized(e.prompt) not in gate
-    ]
+    good = [e for e in ctx.store.examples.accepted() if normalized(e.prompt) not in gate]
     feedback = _stored_feedback(ctx)
     general = [e for e in good if e.source == "general" and e.round_id == ctx.round.id]
     general = general[: config.max_rows * config.general_percent // 100]
@@ -52,8 +50,11 @@ def mix(ctx: RoundContext) -> dict[str, Any]:
     synthetic = len(generated) + len(general)
     needed = real_rows_needed(synthetic, config.synthetic_ceiling) - len(feedback)
     written = _stored_written(ctx, max(0, needed))
-    most = int(config.synthetic_ceiling / (1 - config.synthetic_ceiling + 1e-9)
-               * (len(feedback) + len(written)))
+    most = int(
+        config.synthetic_ceiling
+        / (1 - config.synthetic_ceiling + 1e-9)
+        * (len(feedback) + len(written))
+    )
     if synthetic > most and config.synthetic_ceiling < 1:
         generated = pick(generated, config.per_prompt, max(0, most - len(general)))
     rows = [*generated, *general, *feedback, *written]

@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 from scipy import optimize, stats
 
 __all__ = [
@@ -45,7 +46,7 @@ def mcnemar_greater(before: Sequence[bool], after: Sequence[bool]) -> float:
 
 
 def clustered_lower_bound(
-    differences: Sequence[float],
+    differences: npt.ArrayLike,
     clusters: Sequence[str],
     *,
     alpha: float = 0.05,

@@ -23,6 +23,7 @@ from mlx_lm.generate import BatchGenerator, generate_step
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
 from mlx_companion.errors import GenerationError
+from mlx_companion.models.fast_cpu import fast_cpu
 from mlx_companion.models.load import LanguageModel
 from mlx_companion.models.prompts import Prompt, context_length, render
 from mlx_companion.models.sampling import GREEDY, LogitsProcessor, Sampling
@@ -109,12 +110,14 @@ def stream_generate(
         prompt_cache=prompt_cache,
     )
     text = _TextOut(lm, stop)
-    for token, _ in steps:
-        piece = text.add(int(token))
-        if piece:
-            yield piece
-        if text.finished or switch.requested:
+    while not text.finished and not switch.requested:
+        # Entered for each token: between two of them the caller may run other models.
+        with fast_cpu(lm.model):
+            token = next(steps, None)
+        if token is None:
             break
+        if piece := text.add(int(token[0])):
+            yield piece
     rest = text.close()
     if rest:
         yield rest
@@ -162,9 +165,10 @@ def batch_generate(
         chunk = order[done : done + max(1, round(max_rows * scale))]
         if seed is not None:
             mx.random.seed(derive_seed(seed, "rows", done))
-        made = _decode_rows(
-            lm, [rows[i] for i in chunk], max_tokens, sampling, stop, logits_processors
-        )
+        with fast_cpu(lm.model):
+            made = _decode_rows(
+                lm, [rows[i] for i in chunk], max_tokens, sampling, stop, logits_processors
+            )
         replies.update(zip(chunk, made, strict=True))
     return [replies[i] for i in range(len(rows))]
 
@@ -224,7 +228,7 @@ class _Prefix:
 
 def _shared_prefix(lm: LanguageModel, rows: list[list[int]]) -> _Prefix:
     """The key-value cache of the tokens that all rows begin with, computed once."""
-    shared = commonprefix([row[:-1] for row in rows]) if len(rows) > 1 else []
+    shared = list(commonprefix([row[:-1] for row in rows])) if len(rows) > 1 else []
     cache = make_prompt_cache(lm.model)
     if len(shared) < MIN_SHARED_PREFIX or any(type(part) is not KVCache for part in cache):
         return _Prefix([], [])

@@ -15,6 +15,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_companion.errors import GenerationError
+from mlx_companion.models.fast_cpu import cross_entropy, fast_cpu
 from mlx_companion.models.heads import split_head
 from mlx_companion.models.load import LanguageModel
 from mlx_companion.runtime.stop import NEVER, StopSwitch
@@ -66,8 +67,7 @@ def score_rows(
         switch.check()
         logits = scored_logits(lm, [rows[i] for i in batch])
         targets = mx.array(np.concatenate([rows[i].tokens[rows[i].start :] for i in batch]))
-        picked = mx.take_along_axis(logits, targets[:, None], axis=-1).squeeze(-1)
-        logprobs = np.array(picked - mx.logsumexp(logits, axis=-1), dtype=np.float64)
+        logprobs = -np.array(cross_entropy(logits, targets), dtype=np.float64)
         at = 0
         for i in batch:
             count = len(rows[i].tokens) - rows[i].start
@@ -85,7 +85,8 @@ def scored_logits(lm: LanguageModel, rows: Sequence[Row]) -> mx.array:
         tokens[i, : len(row.tokens) - 1] = row.tokens[:-1]
         wanted.append(i * length + np.arange(row.start - 1, len(row.tokens) - 1))
     backbone, head = split_head(lm.model)
-    hidden = backbone(mx.array(tokens))
+    with fast_cpu(lm.model):
+        hidden = backbone(mx.array(tokens))
     hidden = hidden.reshape(-1, hidden.shape[-1])[mx.array(np.concatenate(wanted))]
     return head(hidden).astype(mx.float32)
 

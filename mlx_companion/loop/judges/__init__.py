@@ -1,9 +1,9 @@
 """The judges of the loop: what makes a reply good, each part with a measure and a reason.
 
-    base        what a judge is; `Panel` runs several
-    style       rules of the profile, cut-off replies, echoes, stock sentences
-    relevance   is it about the prompt: sentence encoder, and likelihood under the base
-    feedback    what the person disliked; samples that repeat
+base        what a judge is; `Panel` runs several
+style       rules of the profile, cut-off replies, echoes, stock sentences
+relevance   is it about the prompt: sentence encoder, and likelihood under the base
+feedback    what the person disliked; samples that repeat
 """
 
 from mlx_companion.loop.judges.base import Candidate, Judge, Panel, Score, Verdict

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from mlx_companion.errors import LoopError
 from mlx_companion.loop.judges.base import Candidate, Score
@@ -59,7 +60,7 @@ class Calibration:
 
 
 def calibrate(
-    real: Sequence[float], shuffled: Sequence[float], *, least_kept: float = 0.0
+    real: npt.ArrayLike, shuffled: npt.ArrayLike, *, least_kept: float = 0.0
 ) -> Calibration:
     """The threshold with the highest kept + refused (Youden's J).
 
@@ -181,9 +182,7 @@ class LikelihoodJudge:
         gains, perplexities = information_gain(
             self._lm, [(c.prompt, c.reply) for c in candidates], switch=self._switch
         )
-        return [
-            self._score(float(g), float(p)) for g, p in zip(gains, perplexities, strict=True)
-        ]
+        return [self._score(float(g), float(p)) for g, p in zip(gains, perplexities, strict=True)]
 
     def _score(self, gain: float, perplexity: float) -> Score:
         if perplexity > self.most_perplexity:
