@@ -87,6 +87,7 @@ class JudgeConfig:
         encoder: the sentence encoder that measures relevance.
         least_new_words: content words a reply must have that its prompt has not.
         least_kept: the relevance thresholds keep at least this share of real pairs.
+        relevance_threshold, likelihood_threshold: None measures them on written pairs.
         fluency_quantile: a reply less fluent than this share of the written answers is
             refused (perplexity under the base).
         near_duplicate: samples of one prompt with a higher cosine count as the same.
@@ -95,6 +96,8 @@ class JudgeConfig:
     encoder: str = DEFAULT_ENCODER
     least_new_words: int = 3
     least_kept: float = 0.9
+    relevance_threshold: float | None = None
+    likelihood_threshold: float | None = None
     fluency_quantile: float = 0.98
     near_duplicate: float = 0.95
 

@@ -33,6 +33,7 @@ from mlx_companion.loop.judges import (
     TruncationJudge,
     calibrate,
     information_gain,
+    separation,
     similarity,
 )
 from mlx_companion.loop.packaged import QAPair, load_qa_pairs
@@ -188,18 +189,30 @@ def _measure_thresholds(ctx: RoundContext, pairs: Sequence[QAPair]) -> Threshold
     # Half a turn: the pairs are sorted by topic, so a shuffled answer comes from another one.
     shuffled = answers[len(answers) // 2 :] + answers[: len(answers) // 2]
     least = ctx.config.judge.least_kept
-    relevance = calibrate(
+    relevance = _line(
+        ctx.config.judge.relevance_threshold,
         similarity(ctx.encoder, questions, answers),
         similarity(ctx.encoder, questions, shuffled),
-        least_kept=least,
+        least,
     )
     with ctx.companion.as_base() as base:
         both = [*zip(questions, answers, strict=True), *zip(questions, shuffled, strict=True)]
         gains, perplexities = information_gain(base, both, switch=ctx.switch)
     half = len(pairs)
-    likelihood = calibrate(gains[:half], gains[half:], least_kept=least)
+    given = ctx.config.judge.likelihood_threshold
+    likelihood = _line(given, gains[:half], gains[half:], least)
     fluent = float(np.quantile(perplexities[:half], ctx.config.judge.fluency_quantile))
     return Thresholds(relevance, likelihood, fluent)
+
+
+def _line(
+    given: float | None, real: np.ndarray, shuffled: np.ndarray, least_kept: float
+) -> Calibration:
+    """The measured threshold, or the given one with how well it would do."""
+    if given is None:
+        return calibrate(real, shuffled, least_kept=least_kept)
+    kept, refused = float((real >= given).mean()), float((shuffled < given).mean())
+    return Calibration(given, kept, refused, separation(real, shuffled), len(real))
 
 
 def _calibration_key(ctx: RoundContext, pairs: Sequence[QAPair]) -> str:

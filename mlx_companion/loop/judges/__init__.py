@@ -14,6 +14,7 @@ from mlx_companion.loop.judges.relevance import (
     RelevanceJudge,
     calibrate,
     information_gain,
+    separation,
     similarity,
 )
 from mlx_companion.loop.judges.style import (
@@ -42,5 +43,6 @@ __all__ = [
     "calibrate",
     "information_gain",
     "normalized",
+    "separation",
     "similarity",
 ]

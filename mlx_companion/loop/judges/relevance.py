@@ -32,6 +32,7 @@ __all__ = [
     "RelevanceJudge",
     "calibrate",
     "information_gain",
+    "separation",
     "similarity",
 ]
 
@@ -81,14 +82,20 @@ def calibrate(
     refused = np.searchsorted(bad, cuts) / len(bad)
     gain = np.where(kept >= least_kept, kept + refused, -1.0)
     best = int(np.argmax(gain))
-    below = np.searchsorted(bad, good, "left") + np.searchsorted(bad, good, "right")
-    auc = float(below.mean() / (2 * len(bad)))
+    auc = separation(good, bad)
     if auc <= 0.5:
         raise LoopError(
             f"the relevance measure cannot tell real pairs from shuffled ones (AUC {auc:.2f}): "
             "the encoder or the base model is not usable as a judge"
         )
     return Calibration(float(cuts[best]), float(kept[best]), float(refused[best]), auc, len(good))
+
+
+def separation(real: npt.ArrayLike, shuffled: npt.ArrayLike) -> float:
+    """The chance that a real pair scores over a shuffled one (area under the ROC curve)."""
+    good, bad = np.asarray(real), np.sort(np.asarray(shuffled))
+    below = np.searchsorted(bad, good, "left") + np.searchsorted(bad, good, "right")
+    return float(below.mean() / (2 * len(bad)))
 
 
 def similarity(encoder: SentenceEncoder, left: Sequence[str], right: Sequence[str]) -> np.ndarray:
