@@ -108,14 +108,16 @@ def swiglu(gate: mx.array, x: mx.array) -> mx.array:
     """gate * sigmoid(gate) * x, elementwise; in place of `mlx_lm.models.activations.swiglu`."""
     if gate.dtype != mx.float32 or x.dtype != mx.float32:
         return nn.silu(gate) * x
-    return _swiglu(gate, x)
+    result: Any = _swiglu(gate, x)
+    return result
 
 
 def cross_entropy(logits: mx.array, labels: mx.array) -> mx.array:
     """Negative log-probability of each label in nats: logits (N, V), labels (N,) give (N,)."""
     if logits.dtype != mx.float32:
         logits = logits.astype(mx.float32)
-    return _cross_entropy(logits, labels)
+    result: Any = _cross_entropy(logits, labels)
+    return result
 
 
 def attention(
@@ -137,7 +139,8 @@ def attention(
     K, S = keys.shape[1], keys.shape[2]
     # Queries that share a key head are stacked, so that each product is one larger matrix.
     folded = (queries * scale).reshape(B, K, H // K * L, D)
-    return _attend(folded, keys, values, _bias(mask, L, S)).reshape(B, H, L, D)
+    result: Any = _attend(folded, keys, values, _bias(mask, L, S))
+    return result.reshape(B, H, L, D)
 
 
 def wanted() -> bool:
@@ -192,11 +195,11 @@ def _weights(q: mx.array, k: mx.array, bias: mx.array) -> mx.array:
     return softmax(scores).reshape(B, K, RL, S)
 
 
-def _bias(mask: str | mx.array | None, L: int, S: int) -> mx.array:
+def _bias(mask: str | mx.array | None, queries: int, keys: int) -> mx.array:
     if mask is None:
-        return mx.zeros((L, S))
+        return mx.zeros((queries, keys))
     if isinstance(mask, str):
-        mask = mx.arange(S - L, S)[:, None] >= mx.arange(S)[None]
+        mask = mx.arange(keys - queries, keys)[:, None] >= mx.arange(keys)[None]
     if mask.dtype == mx.bool_:
         mask = mx.where(mask, 0.0, _MASKED)
     mask = mask.astype(mx.float32)

@@ -1,0 +1,28 @@
+"""The one trainer: losses, schedules, checkpoints, callbacks; and `finetune` around it.
+
+config       settings of a run, with their defaults
+losses       what a step minimizes, at target positions only
+trainer      steps, evaluations, checkpoints
+finetune     files and a model's name in, an adapter out; goes on where it was interrupted
+"""
+
+from mlx_companion.training.callbacks import Callback, MetricsLog
+from mlx_companion.training.config import TrainConfig
+from mlx_companion.training.losses import Loss, SftLoss, sft_loss
+from mlx_companion.training.state import EvalInfo, RunInfo, SaveInfo, StepInfo, TrainSummary
+from mlx_companion.training.trainer import Trainer
+
+__all__ = [
+    "Callback",
+    "EvalInfo",
+    "Loss",
+    "MetricsLog",
+    "RunInfo",
+    "SaveInfo",
+    "SftLoss",
+    "StepInfo",
+    "TrainConfig",
+    "TrainSummary",
+    "Trainer",
+    "sft_loss",
+]

@@ -1,0 +1,109 @@
+"""How a training run goes: the one place where its defaults live."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mlx_companion.errors import ConfigError
+
+Schedule = Literal["cosine", "linear", "constant"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of a training run.
+
+    Args:
+        epochs: passes over the data.
+        max_steps: stop after so many optimizer steps, if that is fewer.
+        batch_tokens: most tokens in a micro-batch, rows x padded length.
+        max_rows: most rows in a micro-batch; None for no limit.
+        accumulate: micro-batches per optimizer step; their gradients weigh by target tokens.
+        max_tokens: longest row, in tokens.
+        lr: highest learning rate.
+        schedule: how it falls after the warm-up.
+        warmup_ratio: share of all steps in which it rises from near 0.
+        warmup_steps: the same as a number of steps; overrides `warmup_ratio`.
+        final_lr_ratio: what it falls to, as a share of `lr`.
+        weight_decay, betas, eps: of AdamW, with bias correction.
+        clip_norm: gradients of a larger global norm are scaled down to it; None never.
+        gradient_checkpointing: compute layers again in the backward pass instead of keeping what
+            they computed; about a third more time for a fraction of the memory.
+        share_prefix: run the tokens that all rows of a micro-batch start with (a system prompt)
+            once instead of once per row; the result is the same.
+        eval_every: steps between held-out losses; None for one at the end of each epoch.
+        save_every: steps between checkpoints; one is also written at the end and when stopped.
+        keep_last: how many checkpoints stay on the disk.
+        keep_best: end with the weights of the lowest held-out loss instead of the last ones.
+        patience: stop after so many evaluations in a row without a gain; None never.
+        min_delta: what counts as a gain, in nats per target token.
+        max_bad_steps: steps in a row with a loss or gradient that is not finite (each of them is
+            skipped) before the run gives up.
+        seed: decides order, dropout and the adapter's initial values.
+        dtype: number type a model is loaded in; "auto" is float32 on CPU, else the files' own.
+        compile: fuse the step with `mx.compile`; None for "on GPUs", where it pays.
+        pad_to: row lengths are rounded up to a multiple of this, so that fewer shapes occur;
+            None for 1, or 32 where steps are compiled.
+
+    Raises:
+        ConfigError: a value outside its range.
+
+    Reference: Loshchilov & Hutter 2019, "Decoupled Weight Decay Regularization".
+    """
+
+    epochs: int = 3
+    max_steps: int | None = None
+    batch_tokens: int = 1024
+    max_rows: int | None = None
+    accumulate: int = 1
+    max_tokens: int = 1024
+    lr: float = 3e-4
+    schedule: Schedule = "cosine"
+    warmup_ratio: float = 0.05
+    warmup_steps: int | None = None
+    final_lr_ratio: float = 0.1
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    clip_norm: float | None = 1.0
+    gradient_checkpointing: bool = False
+    share_prefix: bool = True
+    eval_every: int | None = None
+    save_every: int = 50
+    keep_last: int = 2
+    keep_best: bool = True
+    patience: int | None = None
+    min_delta: float = 0.0
+    max_bad_steps: int = 5
+    seed: int = 0
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    compile: bool | None = None
+    pad_to: int | None = None
+
+    def __post_init__(self) -> None:
+        # YAML and JSON give a list.
+        object.__setattr__(self, "betas", tuple(self.betas))
+        for name in ("epochs", "batch_tokens", "accumulate", "save_every", "keep_last"):
+            self._check(name, getattr(self, name) >= 1, "1 or more")
+        for name in ("max_steps", "max_rows", "eval_every", "patience", "pad_to"):
+            value = getattr(self, name)
+            self._check(name, value is None or value >= 1, "1 or more, or None")
+        self._check("max_bad_steps", self.max_bad_steps >= 1, "1 or more")
+        self._check("max_tokens", self.max_tokens >= 2, "2 or more")
+        self._check("lr", 0 < self.lr < 1, "between 0 and 1")
+        self._check("eps", self.eps > 0, "over 0")
+        for name in ("warmup_ratio", "final_lr_ratio"):
+            self._check(name, 0 <= getattr(self, name) <= 1, "from 0 to 1")
+        for name in ("weight_decay", "min_delta"):
+            self._check(name, getattr(self, name) >= 0, "0 or more")
+        self._check("warmup_steps", (self.warmup_steps or 0) >= 0, "0 or more, or None")
+        self._check("clip_norm", self.clip_norm is None or self.clip_norm > 0, "over 0, or None")
+        fits = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
+        self._check("betas", fits, "two numbers from 0 up to, not including, 1")
+        known = ("cosine", "linear", "constant")
+        self._check("schedule", self.schedule in known, f"one of {', '.join(known)}")
+
+    def _check(self, name: str, fits: bool, expected: str) -> None:
+        if not fits:
+            raise ConfigError(f"{name} is {getattr(self, name)!r}; expected {expected}")

@@ -1,0 +1,28 @@
+"""The held-out loss: one number per evaluation, the same rows and weights every time."""
+
+from __future__ import annotations
+
+import mlx.nn as nn
+
+from mlx_companion.text.batches import LengthBuckets
+from mlx_companion.training.gradients import GradientEngine
+
+
+def mean_loss(model: nn.Module, engine: GradientEngine, valid: LengthBuckets) -> float:
+    """Loss per target token over all rows, without dropout.
+
+    Args:
+        model: put into evaluation mode, and back into the mode it was in.
+        engine: computes the loss of a batch.
+        valid: the rows; each counts by its targets.
+
+    Returns:
+        Nats per target token.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        parts = [engine.evaluate(batch) for batch in valid.batches(0)]
+    finally:
+        model.train(was_training)
+    return sum(loss for loss, _ in parts) / sum(count for _, count in parts)
