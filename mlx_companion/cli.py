@@ -1,0 +1,473 @@
+"""`mlx-companion <verb>`: parses the command line, calls the library, shows what came of it.
+
+Nothing is computed here. Each verb is a function whose docstring is its help; `docs/cli.md` lists
+them all and is made from them. Results go to standard output, progress and errors to standard
+error. Exit codes: 0 done, 1 an error (one line that says what to do), 2 a wrong command line or
+configuration, 130 stopped by Ctrl-C or the kill switch with nothing lost. `MLX_COMPANION_DEBUG=1`
+shows where in the code an error came from.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+from typer.core import TyperGroup
+
+import mlx_companion
+from mlx_companion.errors import CompanionError, ConfigError, DataError, Stopped
+from mlx_companion.runtime.paths import HOME_VARIABLE, cache_dir
+
+if TYPE_CHECKING:
+    from mlx_companion.loop import LoopConfig
+    from mlx_companion.store import Store
+
+# Seconds of imports (MLX, transformers) belong to the verbs that need them, so that `--help`
+# answers at once; hence the imports inside the functions.
+
+DEBUG_VARIABLE = "MLX_COMPANION_DEBUG"
+POISON_VARIABLE = "MLX_COMPANION_TEST_POISON"
+TALK, LEARN, VERSIONS, DATA, MACHINE = "Talk", "Learn", "Versions", "Your data", "Machine"
+
+
+class _Verbs(TyperGroup):
+    """Turns the library's errors into one line and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Stopped as error:
+            raise _failed(f"{error}; run the same command again to continue", 130) from error
+        except KeyboardInterrupt as error:
+            raise _failed("interrupted", 130) from error
+        except BrokenPipeError:
+            raise
+        except (CompanionError, OSError) as error:
+            if os.environ.get(DEBUG_VARIABLE):
+                raise
+            raise _failed(str(error), 2 if isinstance(error, ConfigError) else 1) from error
+
+
+def _failed(message: str, code: int) -> typer.Exit:
+    told = Text(message, style="yellow") if code == 130 else Text(f"error: {message}", "bold red")
+    _console(stderr=True).print(told, soft_wrap=True)
+    return typer.Exit(code)
+
+
+def _console(*, stderr: bool = False) -> Console:
+    return Console(stderr=stderr, highlight=False)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"mlx-companion {mlx_companion.__version__}")
+        raise typer.Exit
+
+
+def _use_data_dir(folder: Path | None) -> Path | None:
+    if folder is not None:
+        os.environ[HOME_VARIABLE] = str(folder.expanduser().absolute())
+    return folder
+
+
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-dir",
+        callback=_use_data_dir,
+        help=f"Folder of the database, adapters and reports; also ${HOME_VARIABLE}.",
+    ),
+]
+Model = Annotated[
+    str | None, typer.Option(help="Alias, hub id, folder or GGUF file of the base model.")
+]
+Profile = Annotated[str | None, typer.Option(help="Style profile: a packaged name or a YAML file.")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with settings.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="One setting, such as gate.alpha=0.01."),
+]
+Seed = Annotated[int | None, typer.Option(help="Makes the run repeatable.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+app = typer.Typer(
+    name="mlx-companion",
+    cls=_Verbs,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+data = typer.Typer(no_args_is_help=True, help="Export, import, delete or count what is stored.")
+app.add_typer(data, name="data", rich_help_panel=DATA)
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """A small language-model companion that runs, tunes and improves itself on this machine."""
+
+
+@app.command(rich_help_panel=TALK)
+def chat(
+    model: Model = None,
+    profile: Profile = None,
+    config: ConfigFile = None,
+    set_: Set = None,
+    seed: Seed = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Talk with the active version; every exchange is kept on this machine.
+
+    /good, /bad and /edit TEXT judge the last reply; /help lists the rest. Ctrl-C ends a reply.
+    """
+    from mlx_companion.loop import Companion
+    from mlx_companion.loop.chat import Chat
+    from mlx_companion.loop.talk import talk
+
+    console, interactive = _console(), sys.stdin.isatty()
+    with _store() as store:
+        active = store.versions.active()
+        if model is None and config is None and active is not None:
+            model = active.model_source
+        settings = _loop_config(config, set_, model=model, profile=profile)
+        with _console(stderr=True).status("loading the model"):
+            companion = Companion.open(store, settings)
+        if interactive:
+            console.print(f"{companion.version_id} listens; /help lists commands", style="dim")
+        failures = talk(Chat(companion, store, seed), console, interactive=interactive)
+    if failures and not interactive:
+        raise typer.Exit(1)
+
+
+@app.command(rich_help_panel=TALK)
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to say; - reads standard input.")],
+    model: Model = None,
+    adapter: Annotated[
+        Path | None, typer.Option(help="Folder of an adapter, such as finetune's result.")
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Most tokens to make (256).")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="0, the default, takes the likeliest token.")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(help="Keep the k likeliest tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Keep this much probability.")] = None,
+    seed: Seed = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="Text that ends the reply; may be repeated.")
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the text, no chat format.")] = False,
+) -> None:
+    """Stream one reply of a model, as it is, without profile or history."""
+    from mlx_companion.lora import load_adapter
+    from mlx_companion.models import DEFAULT_MODEL, Sampling, load, stream_generate
+
+    sampling = Sampling(**_given(temperature=temperature, top_k=top_k, top_p=top_p))
+    text = _standard_input() if prompt == "-" else prompt
+    with _console(stderr=True).status("loading the model"):
+        lm = load(model or DEFAULT_MODEL)
+        if adapter is not None:
+            load_adapter(adapter, lm.model, base_sha256=lm.base_sha256)
+    pieces = stream_generate(
+        lm,
+        list(lm.tokenizer.encode(text)) if raw else text,
+        sampling=sampling,
+        **_given(system=system, max_tokens=max_tokens, seed=seed, stop=stop),
+    )
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
+
+
+@app.command(rich_help_panel=LEARN)
+def improve(
+    config: ConfigFile = None,
+    set_: Set = None,
+    model: Model = None,
+    profile: Profile = None,
+    rounds: Annotated[int | None, typer.Option(help="Rounds to run.")] = None,
+    review: Annotated[
+        bool, typer.Option("--review", help="Leave what passes the gate for you to promote.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Decide, but change nothing.")] = False,
+    seed: Seed = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print only the last line.")] = False,
+    clear_stop: Annotated[
+        bool, typer.Option("--clear-stop", help="Take back the kill switch first.")
+    ] = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Run a round: collect, generate, judge, train, test, then deploy or keep the old version.
+
+    An interrupted round goes on where it was. The last line printed is a JSON object of figures.
+    """
+    from mlx_companion.loop import improve as run_rounds
+    from mlx_companion.loop.console import RichProgress
+    from mlx_companion.loop.progress import Silent
+    from mlx_companion.loop.round_view import print_round, result_line
+    from mlx_companion.loop.switch import long_work
+
+    if review and dry_run:
+        raise typer.BadParameter("give --review or --dry-run, not both")
+    mode = "review" if review else "dry-run" if dry_run else None
+    settings = _loop_config(
+        config, set_, model=model, profile=profile, rounds=rounds, seed=seed, mode=mode
+    )
+    for _ in range(settings.rounds):
+        with (
+            RichProgress(_console(stderr=True)) as progress,
+            long_work(clear_stop=clear_stop, on_request=_stopping(progress.note)) as switch,
+        ):
+            one = replace(settings, rounds=1)
+            listener = Silent() if quiet else progress
+            result = run_rounds(one, progress=listener, switch=switch, poison=_poison())[0]
+        if not quiet:
+            print_round(_console(), result.report)
+            print(f"\nReport: {result.html}")
+    # Not through rich, which would wrap it.
+    print(result_line(result.report))
+
+
+@app.command(rich_help_panel=VERSIONS)
+def versions(as_json: AsJson = False, data_dir: DataDir = None) -> None:
+    """List all versions of the companion; the active one is marked."""
+    with _store() as store:
+        known, history = store.versions.all(), store.versions.history()
+    if as_json:
+        _print_json({"versions": known, "history": history})
+        return
+    from mlx_companion.loop.version_view import version_table
+
+    _console().print(version_table(known) if known else "no version yet: the first `chat` or `improve` makes one")
+
+
+@app.command(rich_help_panel=VERSIONS)
+def promote(
+    version: Annotated[str, typer.Argument(help="Such as v0002.")], data_dir: DataDir = None
+) -> None:
+    """Make a version the active one, for instance after `improve --review`."""
+    from mlx_companion.loop import promote as make_active
+
+    with _store() as store:
+        print(f"{make_active(store, version).id} is active now")
+
+
+@app.command(rich_help_panel=VERSIONS)
+def rollback(
+    to: Annotated[str | None, typer.Option(help="Version to go back to.")] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Go back to the version that was active before."""
+    from mlx_companion.loop import rollback as go_back
+
+    with _store() as store:
+        print(f"{go_back(store, to=to).id} is active now")
+
+
+@app.command(rich_help_panel=VERSIONS)
+def diff(
+    a: Annotated[str, typer.Argument(help="One version, such as v0001.")],
+    b: Annotated[str, typer.Argument(help="Another one.")],
+    as_json: AsJson = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Compare two versions: their figures, and replies to the same prompts."""
+    from mlx_companion.loop import diff as compare
+    from mlx_companion.loop.version_view import print_diff
+
+    with _store() as store:
+        found = compare(store, a, b)
+    if as_json:
+        _print_json(found)
+    else:
+        print_diff(_console(), a, b, found)
+
+
+@data.command("export")
+def data_export(
+    file: Annotated[Path, typer.Argument(help="JSONL file to write.")],
+    kind: Annotated[
+        list[str] | None, typer.Option(help="Only this kind, such as interaction; repeatable.")
+    ] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Write everything that is stored to a JSONL file (adapters stay where they are)."""
+    from mlx_companion.store import export
+
+    with _store() as store:
+        counts = export(store, file, kind)
+    print(f"{sum(counts.values()):,} rows written to {file}")
+
+
+@data.command("import")
+def data_import(
+    file: Annotated[Path, typer.Argument(help="JSONL file: an export, or chats.")],
+    data_dir: DataDir = None,
+) -> None:
+    """Read an exported file or chat lines; all of it or, when a line is wrong, nothing.
+
+    Chat lines are {"messages": [...]} or {"prompt": ..., "response": ...}.
+    """
+    from mlx_companion.store import import_
+
+    with _store() as store:
+        report = import_(store, file)
+    print(f"{report.added.total():,} rows added, {report.existing.total():,} were here already")
+    for conflict in report.conflicts:
+        print(conflict)
+
+
+@data.command("delete")
+def data_delete(
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Delete everything: conversations, samples, versions, adapters, reports, logs, backups."""
+    from mlx_companion.store import delete_everything
+
+    with _store() as store:
+        if not yes:
+            said, made = store.interactions.count(), len(store.versions.all())
+            what = f"{said:,} exchanges, {made:,} versions and all else in {store.folder}"
+            typer.confirm(f"Delete {what}, for good?", abort=True)
+        counts = delete_everything(store, confirm=True)
+    files = counts.pop("files", 0) + counts.pop("backups", 0)
+    print(f"deleted {sum(counts.values()):,} rows and {files:,} files")
+
+
+@data.command("stats")
+def data_stats(as_json: AsJson = False, data_dir: DataDir = None) -> None:
+    """Show what is stored and how much room it takes."""
+    from mlx_companion.loop.console import pairs
+    from mlx_companion.loop.doctor import contents
+
+    with _store() as store:
+        found = contents(store)
+    if as_json:
+        _print_json(found)
+    else:
+        _console().print(pairs(found))
+
+
+@app.command(rich_help_panel=MACHINE)
+def doctor(as_json: AsJson = False, data_dir: DataDir = None) -> None:
+    """Look at the machine, its speed and your data, and say what is wrong (exit code 1)."""
+    from mlx_companion.loop.doctor import examine, print_examination
+
+    found = examine()
+    if as_json:
+        _print_json(found)
+    else:
+        print_examination(_console(), found)
+    if found["problems"]:
+        raise typer.Exit(1)
+
+
+@app.command(rich_help_panel=MACHINE)
+def models() -> None:
+    """List the models that have a short name, and which of them are on this disk."""
+    from mlx_companion.loop.console import plain_table
+    from mlx_companion.models import ALIASES, hub, wheel
+
+    table = plain_table("alias", "on the hub as", "kind", "on this disk")
+    for spec in ALIASES.values():
+        here = wheel.cached(spec) or hub.cached(spec)
+        table.add_row(spec.alias, spec.hub_id, spec.kind, "yes" if here else "no")
+    _console().print(table)
+
+
+@app.command(rich_help_panel=MACHINE)
+def fetch(
+    model: Annotated[str, typer.Argument(help="Alias or hub id.")],
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check the content of every file.")
+    ] = False,
+) -> None:
+    """Download a model, or finish or mend what is there of it, and print where it is."""
+    from mlx_companion.models.fetch import fetch as download
+
+    with _console(stderr=True).status(f"fetching {model} into {cache_dir()}"):
+        path = download(model, verify=verify)
+    print(path)
+
+
+@app.command(rich_help_panel=MACHINE)
+def stop(data_dir: DataDir = None) -> None:
+    """Throw the kill switch: running work stops at its next safe point, and none starts."""
+    from mlx_companion.loop.switch import throw
+
+    print(f"the kill switch is thrown ({throw()}); `mlx-companion resume` takes it back")
+
+
+@app.command(rich_help_panel=MACHINE)
+def resume(data_dir: DataDir = None) -> None:
+    """Take the kill switch back, so that `improve` and `finetune` may run again."""
+    from mlx_companion.loop.switch import take_back
+
+    print("the kill switch is taken back" if take_back() else "the kill switch was not thrown")
+
+
+def main() -> None:
+    """The command `mlx-companion`."""
+    for stream in (sys.stdout, sys.stderr):
+        # A reply may hold characters that an old terminal cannot write; show what it can.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    app()
+
+
+def _store() -> Store:
+    from mlx_companion.store import Store
+
+    return Store()
+
+
+def _stopping(say: Callable[[str], None]) -> Callable[[str], None]:
+    return lambda reason: say(f"{reason}: stopping at the next safe point; again to stop at once")
+
+
+def _loop_config(config: Path | None, set_: list[str] | None, **named: Any) -> LoopConfig:
+    """The loop's settings: defaults, then the file, then `--set`, then the options."""
+    from mlx_companion.loop import LoopConfig
+    from mlx_companion.runtime.config import load_config, parse_overrides
+
+    return load_config(LoopConfig, config, parse_overrides(set_ or ()) | _given(**named))
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """The options that were given, so that defaults live in the library alone."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _poison() -> Any:
+    """What the tests ask for: spoiled training targets, which the gate has to refuse."""
+    kind = os.environ.get(POISON_VARIABLE) or None
+    if kind not in (None, "garbage", "repeat"):
+        raise ConfigError(f"{POISON_VARIABLE}={kind}; expected 'garbage' or 'repeat'")
+    return kind
+
+
+def _standard_input() -> str:
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"standard input is not UTF-8 text: {error.reason}") from error
+
+
+def _print_json(value: Any) -> None:
+    from mlx_companion.store.values import dump_json
+
+    print(dump_json(value))

@@ -1,0 +1,146 @@
+"""A conversation with the companion: what is said is answered, stored, and can be judged.
+
+Why a class of its own: a terminal, a server and a test hold the same conversation. An exchange
+is stored when its reply is complete, before the next one can begin; feedback belongs to the last
+stored exchange::
+
+    chat = Chat(companion, store)
+    for piece in chat.say("What is a fjord?"):
+        print(piece, end="", flush=True)
+    chat.rate("up")
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from typing import Literal, Protocol
+
+from mlx_companion.errors import DataError
+from mlx_companion.models.generation import Reply
+from mlx_companion.personality import Profile, system_prompt
+from mlx_companion.runtime.seeds import derive_seed
+from mlx_companion.runtime.stop import NEVER, StopSwitch
+from mlx_companion.store import Interaction, Store
+from mlx_companion.store.values import check_prompt, new_id
+
+__all__ = ["Chat", "Speaker"]
+
+
+class Speaker(Protocol):
+    """What a conversation needs of a companion (`loop.Companion` is one)."""
+
+    version_id: str
+    profile: Profile
+
+    def stream(
+        self,
+        prompt: str,
+        history: list[tuple[str, str]],
+        *,
+        seed: int | None,
+        switch: StopSwitch,
+    ) -> Generator[str, None, Reply]:
+        """Pieces of the reply; the return value is the whole reply."""
+        ...
+
+
+class Chat:
+    """One conversation after another with one version of the companion.
+
+    Args:
+        companion: answers, and forgets what no longer fits its context.
+        store: where exchanges and feedback are kept.
+        seed: makes sampled replies repeatable; None for other replies each time.
+
+    Attributes:
+        history: this conversation so far, as (what the person said, the reply).
+        last: the last stored exchange of this conversation, to which feedback belongs.
+    """
+
+    def __init__(self, companion: Speaker, store: Store, seed: int | None = None) -> None:
+        self.companion = companion
+        self.store = store
+        self.history: list[tuple[str, str]] = []
+        self.last: Interaction | None = None
+        self._seed = seed
+        self._turns = 0
+        self._conversation = new_id()
+
+    def say(
+        self, prompt: str, switch: StopSwitch = NEVER
+    ) -> Generator[str, None, Interaction | None]:
+        """Pieces of the reply to `prompt`; the return value is the stored exchange.
+
+        Args:
+            prompt: what the person says.
+            switch: ends the reply early; the exchange is then neither stored nor remembered,
+                and the return value is None.
+
+        Raises:
+            DataError: the prompt is empty or no text.
+            GenerationError: it is longer than the model's context.
+        """
+        check_prompt(prompt)
+        self._turns += 1
+        seed = None if self._seed is None else derive_seed(self._seed, "chat", self._turns)
+        started = time.monotonic()
+        reply = yield from self.companion.stream(
+            prompt, list(self.history), seed=seed, switch=switch
+        )
+        if switch.requested:
+            return None
+        self.last = self.store.interactions.add(
+            prompt,
+            reply.text,
+            conversation_id=self._conversation,
+            model_version=self.companion.version_id,
+            system=system_prompt(self.companion.profile),
+            meta={
+                "finish_reason": reply.finish_reason,
+                "tokens": len(reply.tokens),
+                "seconds": round(time.monotonic() - started, 3),
+            },
+        )
+        self.history.append((prompt, reply.text))
+        return self.last
+
+    def rate(self, kind: Literal["up", "down"]) -> None:
+        """Store a thumb for the last reply.
+
+        Raises:
+            DataError: nothing was said yet.
+        """
+        self.store.feedback.add(self._judged().id, kind)
+
+    def edit(self, text: str) -> None:
+        """Store how the last reply should have read; the conversation goes on as if it had.
+
+        Raises:
+            DataError: nothing was said yet, or the text is empty.
+        """
+        last = self._judged()
+        self.store.feedback.add(last.id, "edit", text)
+        self.history[-1] = (last.prompt, text)
+
+    def new(self) -> None:
+        """Forget this conversation (it stays stored) and begin another."""
+        self.history.clear()
+        self.last = None
+        self._conversation = new_id()
+
+    def stats(self) -> dict[str, int]:
+        """How many exchanges and pieces of feedback this conversation and the store hold."""
+        feedback = self.store.feedback
+        return {
+            "in this conversation": len(self.history),
+            "stored in all": self.store.interactions.count(),
+            "good": feedback.count("up"),
+            "bad": feedback.count("down"),
+            "edited": feedback.count("edit"),
+        }
+
+    def _judged(self) -> Interaction:
+        if self.last is None:
+            raise DataError("there is no reply yet in this conversation; say something first")
+        return self.last
