@@ -8,21 +8,28 @@ finetune     files and a model's name in, an adapter out; goes on where it was i
 
 from mlx_companion.training.callbacks import Callback, MetricsLog
 from mlx_companion.training.config import TrainConfig
+from mlx_companion.training.data import DataReport
+from mlx_companion.training.finetune import TrainResult, finetune, read_result
 from mlx_companion.training.losses import Loss, SftLoss, sft_loss
-from mlx_companion.training.state import EvalInfo, RunInfo, SaveInfo, StepInfo, TrainSummary
+from mlx_companion.training.progress import RichProgress
+from mlx_companion.training.state import RunInfo, SaveInfo, StepInfo, TrainSummary
 from mlx_companion.training.trainer import Trainer
 
 __all__ = [
     "Callback",
-    "EvalInfo",
+    "DataReport",
     "Loss",
     "MetricsLog",
+    "RichProgress",
     "RunInfo",
     "SaveInfo",
     "SftLoss",
     "StepInfo",
     "TrainConfig",
+    "TrainResult",
     "TrainSummary",
     "Trainer",
+    "finetune",
+    "read_result",
     "sft_loss",
 ]

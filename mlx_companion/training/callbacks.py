@@ -15,7 +15,7 @@ from typing import Any
 
 from mlx_companion.runtime.files import atomic_write_text
 from mlx_companion.runtime.monitor import Advice
-from mlx_companion.training.state import EvalInfo, RunInfo, SaveInfo, StepInfo, TrainSummary
+from mlx_companion.training.state import RunInfo, SaveInfo, StepInfo, TrainSummary
 
 
 class Callback:
@@ -27,8 +27,8 @@ class Callback:
     def on_step(self, step: StepInfo) -> None:
         """After each step."""
 
-    def on_eval(self, evaluation: EvalInfo) -> None:
-        """After each held-out evaluation."""
+    def on_eval(self, step: int, loss: float) -> None:
+        """After each held-out evaluation: steps done, and the loss in nats per target token."""
 
     def on_save(self, save: SaveInfo) -> None:
         """After each checkpoint."""
@@ -65,9 +65,9 @@ class MetricsLog(Callback):
         """Append the step."""
         self._append("step", asdict(step))
 
-    def on_eval(self, evaluation: EvalInfo) -> None:
+    def on_eval(self, step: int, loss: float) -> None:
         """Append the evaluation."""
-        self._append("eval", asdict(evaluation))
+        self._append("eval", {"step": step, "loss": loss})
 
     def _append(self, event: str, values: dict[str, Any]) -> None:
         # NaN and infinity are not JSON.

@@ -101,6 +101,7 @@ class StepInfo:
 
     Attributes:
         step: its number, from 1.
+        total_steps: steps of the whole run.
         epoch: from 0.
         loss: mean over its target tokens, nats; NaN or infinite when skipped.
         lr: learning rate.
@@ -112,6 +113,7 @@ class StepInfo:
     """
 
     step: int
+    total_steps: int
     epoch: int
     loss: float
     lr: float
@@ -122,16 +124,6 @@ class StepInfo:
     seconds: float
     skipped: bool
     peak_mb: float
-
-
-@dataclass(frozen=True)
-class EvalInfo:
-    """One held-out evaluation: loss in nats per target token, and whether it is the lowest."""
-
-    step: int
-    loss: float
-    best: bool
-    seconds: float
 
 
 @dataclass(frozen=True)

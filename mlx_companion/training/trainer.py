@@ -43,7 +43,6 @@ from mlx_companion.training.recompute import recompute_layers
 from mlx_companion.training.rng import export_random_states, restore_random_states
 from mlx_companion.training.schedule import learning_rate
 from mlx_companion.training.state import (
-    EvalInfo,
     RunInfo,
     SaveInfo,
     StepInfo,
@@ -198,6 +197,7 @@ class Trainer:
         self.state.seconds += seconds
         info = StepInfo(
             step=self.state.step,
+            total_steps=self.plan.total_steps,
             epoch=self.state.epoch,
             loss=total.loss / total.targets,
             lr=lr,
@@ -271,14 +271,12 @@ class Trainer:
             return
         start = time.perf_counter()
         loss = mean_loss(self.model, self._engine, self.valid)
-        best = self.state.observe(loss, self.config.min_delta)
-        if best:
+        if self.state.observe(loss, self.config.min_delta):
             self._keep_best()
         patience = self.config.patience
         self.state.stopped_early = patience is not None and self.state.stale >= patience
-        seconds = time.perf_counter() - start
-        self.state.seconds += seconds
-        self._notify("on_eval", EvalInfo(self.state.step, loss, best, seconds))
+        self.state.seconds += time.perf_counter() - start
+        self._notify("on_eval", self.state.step, loss)
 
     def _keep_best(self) -> None:
         if not self.config.keep_best:
@@ -332,9 +330,9 @@ class Trainer:
             trainable=sum(value.size for value in snapshot.parameters(self.model).values()),
         )
 
-    def _notify(self, event: str, argument: Any) -> None:
+    def _notify(self, event: str, *arguments: Any) -> None:
         for callback in self.callbacks:
-            getattr(callback, event)(argument)
+            getattr(callback, event)(*arguments)
 
     def _close(self) -> None:
         for callback in self.callbacks:

@@ -68,7 +68,9 @@ def rows(count: int = 12, seed: int = 0, prefix: int = 0, longest: int = 24) -> 
     return found
 
 
-def buckets(count: int = 12, seed: int = 0, batch_tokens: int = 64, **options: Any) -> LengthBuckets:
+def buckets(
+    count: int = 12, seed: int = 0, batch_tokens: int = 64, **options: Any
+) -> LengthBuckets:
     """Batches of such rows."""
     return LengthBuckets(rows(count, seed, **options), batch_tokens=batch_tokens, seed=seed)
 
