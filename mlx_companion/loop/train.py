@@ -27,13 +27,13 @@ class _Watch(Callback):
         self._ctx = ctx
         self._run_id = run_id
 
-    def on_step(self, info: StepInfo) -> None:
-        """Called after each optimizer step."""
-        self._ctx.store.runs.log(self._run_id, info.step, {"train_loss": info.loss, "lr": info.lr})
-        self._ctx.progress.advance("train", info.step, info.total_steps, f"loss {info.loss:.3f}")
+    def on_step(self, step: StepInfo) -> None:
+        """After each step."""
+        self._ctx.store.runs.log(self._run_id, step.step, {"train_loss": step.loss, "lr": step.lr})
+        self._ctx.progress.advance("train", step.step, step.total_steps, f"loss {step.loss:.3f}")
 
     def on_eval(self, step: int, loss: float) -> None:
-        """Called after each held-out loss."""
+        """After each held-out loss."""
         self._ctx.store.runs.log(self._run_id, step, {"valid_loss": loss})
 
 
