@@ -23,27 +23,39 @@ from mlx_companion import errors
 from mlx_companion.runtime.blas import load_blas as _load_blas
 
 if TYPE_CHECKING:  # for editors and type checkers; a test compares it with `_LAZY`
+    from mlx_companion.loop.config import LoopConfig as LoopConfig
+    from mlx_companion.loop.rounds import improve as improve
+    from mlx_companion.lora.config import LoraConfig as LoraConfig
     from mlx_companion.models.encoder import load_encoder as load_encoder
     from mlx_companion.models.generation import batch_generate as batch_generate
     from mlx_companion.models.generation import generate as generate
     from mlx_companion.models.generation import stream_generate as stream_generate
     from mlx_companion.models.load import load as load
+    from mlx_companion.models.sampling import Sampling as Sampling
     from mlx_companion.personality.profile import Profile as Profile
     from mlx_companion.runtime.config import load_config as load_config
     from mlx_companion.runtime.seeds import seed_everything as seed_everything
     from mlx_companion.runtime.stop import NEVER as NEVER
     from mlx_companion.runtime.stop import StopSwitch as StopSwitch
     from mlx_companion.store.store import Store as Store
+    from mlx_companion.training.config import TrainConfig as TrainConfig
+    from mlx_companion.training.finetune import finetune as finetune
 
 __version__ = "0.1.0"
 
 _LAZY: dict[str, str] = {
+    "LoopConfig": "mlx_companion.loop.config:LoopConfig",
+    "LoraConfig": "mlx_companion.lora.config:LoraConfig",
     "NEVER": "mlx_companion.runtime.stop:NEVER",
     "Profile": "mlx_companion.personality.profile:Profile",
+    "Sampling": "mlx_companion.models.sampling:Sampling",
     "StopSwitch": "mlx_companion.runtime.stop:StopSwitch",
     "Store": "mlx_companion.store.store:Store",
+    "TrainConfig": "mlx_companion.training.config:TrainConfig",
     "batch_generate": "mlx_companion.models.generation:batch_generate",
+    "finetune": "mlx_companion.training.finetune:finetune",
     "generate": "mlx_companion.models.generation:generate",
+    "improve": "mlx_companion.loop.rounds:improve",
     "load": "mlx_companion.models.load:load",
     "load_config": "mlx_companion.runtime.config:load_config",
     "load_encoder": "mlx_companion.models.encoder:load_encoder",
