@@ -214,3 +214,23 @@ def _data(rng: random.Random) -> dict[str, Any]:
                       "mean_similarity": 0.14},
         "rows_per_topic": {topic: rng.randint(14, 27) for topic in TOPICS},
     }  # fmt: skip
+
+
+def rejected_report() -> dict[str, Any]:
+    """A round that lost, broke a margin and has no loss curve."""
+    report = sample_report(3, items=40)
+    report |= {
+        "outcome": "reject", "deployed": False, "version": "v0001", "candidate": None,
+        "loss": {"train": [], "valid": None}, "p": 0.93, "after": 0.05,
+        "reasons": ["Harm is shown, so the old version stays."],
+    }  # fmt: skip
+    report["margins"][2] |= {"value": 0.48, "passed": False}
+    return report
+
+
+def diverged_report() -> dict[str, Any]:
+    """A rejected round whose training left the finite numbers."""
+    report = rejected_report()
+    nan, inf = float("nan"), float("inf")
+    report["loss"] = {"train": [[0, 2.5], [1, nan], [2, inf], [3, 2.0]], "valid": [[0, nan]]}
+    return report | {"perplexity_after": inf, "divergence": nan, "after": nan, "interval": [nan, 1]}
