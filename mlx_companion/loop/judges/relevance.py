@@ -140,16 +140,21 @@ def information_gain(
         log p(reply | no prompt); and perplexity (N,) of the reply given its prompt.
     """
     no_prompt = _context(lm, None)
-    given, alone = [], []
+    replies = {reply: _tokens(lm, reply) for _, reply in pairs}
+    given = []
     for prompt, reply in pairs:
-        tokens = lm.tokenizer.encode(reply.strip() or ".", add_special_tokens=False)
         context = _context(lm, prompt)
-        given.append(Row([*context, *tokens], len(context)))
-        alone.append(Row([*no_prompt, *tokens], len(no_prompt)))
+        given.append(Row([*context, *replies[reply]], len(context)))
+    alone = [Row([*no_prompt, *tokens], len(no_prompt)) for tokens in replies.values()]
     scores = score_rows(lm, [*given, *alone], switch=switch)
     conditional = np.array([score.mean for score in scores[: len(pairs)]])
-    marginal = np.array([score.mean for score in scores[len(pairs) :]])
+    by_reply = dict(zip(replies, scores[len(pairs) :], strict=True))
+    marginal = np.array([by_reply[reply].mean for _, reply in pairs])
     return conditional - marginal, np.exp(-conditional)
+
+
+def _tokens(lm: LanguageModel, reply: str) -> list[int]:
+    return list(lm.tokenizer.encode(reply.strip() or ".", add_special_tokens=False))
 
 
 def _context(lm: LanguageModel, prompt: str | None) -> list[int]:
