@@ -57,13 +57,14 @@ class Companion:
             LoopError: the store's versions belong to another base model.
         """
         lm = lm or load(config.model)
-        base = store.versions.ensure_base(lm.base_sha256, lm.source)
-        if base.base_sha256 != lm.base_sha256:
+        active = store.versions.active()
+        if active is not None and active.base_sha256 not in (None, lm.base_sha256):
             raise LoopError(
-                f"the versions in {store.path} belong to the model {base.model_source} "
-                f"({str(base.base_sha256)[:12]}), not to {lm.source} ({lm.base_sha256[:12]}); "
+                f"the versions in {store.path} belong to the model {active.model_source} "
+                f"({str(active.base_sha256)[:12]}), not to {lm.source} ({lm.base_sha256[:12]}); "
                 "give that model with --model, or another folder with --data-dir"
             )
+        store.versions.ensure_base(lm.base_sha256, lm.source)
         companion = cls(lm, load_profile(config.profile), config.serve)
         companion.use(store.versions.active())
         return companion

@@ -17,7 +17,7 @@ from mlx_companion.runtime.seeds import derive_seed
 from mlx_companion.runtime.stop import NEVER, StopSwitch
 from mlx_companion.store import Round, Store, Version
 
-__all__ = ["Poison", "RoundContext"]
+__all__ = ["Poison", "RoundContext", "round_folder"]
 
 Poison = Literal["garbage", "repeat"]
 
@@ -41,7 +41,7 @@ class RoundContext:
     @property
     def folder(self) -> Path:
         """Where the round keeps its files."""
-        folder = self.store.folder / "rounds" / f"{self.round.number:04d}"
+        folder = round_folder(self.store, self.round.number)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -79,3 +79,8 @@ class RoundContext:
         if state is None or not state.done:
             raise LoopError(f"step '{step}' of round {self.round.number} is not finished")
         return state.payload
+
+
+def round_folder(store: Store, number: int) -> Path:
+    """Where a round keeps its files."""
+    return store.folder / "rounds" / f"{number:04d}"

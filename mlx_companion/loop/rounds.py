@@ -10,18 +10,29 @@ within generation, training and the gate at the first part that is missing.
 
 from __future__ import annotations
 
+import errno
+import math
+import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from mlx_companion.errors import LoopError, Stopped
+from mlx_companion.errors import (
+    AdapterError,
+    ConfigError,
+    DataError,
+    DiskFullError,
+    LoopError,
+    Stopped,
+    TrainingError,
+)
 from mlx_companion.loop.collect import collect
 from mlx_companion.loop.companion import Companion
 from mlx_companion.loop.config import LoopConfig
-from mlx_companion.loop.context import Poison, RoundContext
+from mlx_companion.loop.context import Poison, RoundContext, round_folder
 from mlx_companion.loop.deploy import deploy
 from mlx_companion.loop.gate import gate
 from mlx_companion.loop.generate import generate
@@ -37,7 +48,8 @@ from mlx_companion.runtime.logs import get_logger
 from mlx_companion.runtime.memory import peak_memory_mb
 from mlx_companion.runtime.seeds import seed_everything
 from mlx_companion.runtime.stop import NEVER, StopSwitch
-from mlx_companion.store import Round, Store
+from mlx_companion.store import Round, Step, Store
+from mlx_companion.training.finetune import CHECKPOINTS
 
 __all__ = ["STEPS", "RoundResult", "improve"]
 
@@ -50,6 +62,9 @@ STEPS: dict[str, Callable[[RoundContext], dict[str, Any]]] = {
     "gate": gate,
     "deploy": deploy,
 }
+# A step that raised one of these would raise it again.
+_HOPELESS = (AdapterError, DataError, LoopError, TrainingError)
+_MOST_ATTEMPTS = 3
 _log = get_logger(__name__)
 
 
@@ -100,72 +115,92 @@ def improve(
     try:
         with store.exclusive("improve"):
             base = lm or load(config.model)
-            return [
-                _one_round(config, store, base, progress, switch, poison)
-                for _ in range(config.rounds)
-            ]
+            results: list[RoundResult] = []
+            while len(results) < config.rounds:
+                switch.check()
+                found = _resumed(config, store, base, progress)
+                if found is None:
+                    reason = _limit_reached(config, store)
+                    if reason and results:
+                        progress.note(f"No further round: {reason}.")
+                        break
+                    if reason:
+                        raise LoopError(reason)
+                    found = _begun(config, store, base, progress)
+                results.append(_run(RoundContext(store, *found, progress, switch, poison)))
+            return results
     finally:
         if opened is not None:
             opened.close()
 
 
-def _one_round(
-    config: LoopConfig,
-    store: Store,
-    lm: LanguageModel,
-    progress: Progress,
-    switch: StopSwitch,
-    poison: Poison | None,
-) -> RoundResult:
-    switch.check()
+def _begun(
+    config: LoopConfig, store: Store, lm: LanguageModel, progress: Progress
+) -> tuple[LoopConfig, Round, Companion]:
+    """A new round, on the active version."""
     companion = Companion.open(store, config, lm=lm)
-    current, resumed = _unfinished_or_new(config, store, progress)
-    if resumed:
-        config = load_config(LoopConfig, overrides=current.config)
-        companion = Companion.open(store, config, lm=lm)
-    ctx = RoundContext(store, config, current, companion, progress, switch, poison)
-    seed_everything(ctx.seed("round"))
-    progress.round_started(current.number, ctx.base_version.id, resumed=resumed)
-    for name, step in STEPS.items():
-        _run_step(ctx, name, step)
-        switch.check()
-    return _finish(ctx)
-
-
-def _unfinished_or_new(config: LoopConfig, store: Store, progress: Progress) -> tuple[Round, bool]:
-    active = store.versions.active()
-    unfinished = store.rounds.unfinished()
-    if unfinished is not None:
-        if active is None or unfinished.base_version in (active.id, active.parent):
-            return unfinished, True
-        progress.note(
-            f"Round {unfinished.number} began with {unfinished.base_version}, but "
-            f"{active.id} is active now; it is abandoned."
-        )
-        store.rounds.finish(unfinished.id, "abandoned")
-    _check_limits(config, store)
     store.backup()
-    return store.rounds.begin(
-        config=to_dict(config), seed=config.seed, base_version=active.id if active else None
-    ), False
+    new = store.rounds.begin(
+        config=to_dict(config), seed=config.seed, base_version=companion.version_id
+    )
+    progress.round_started(new.number, companion.version_id, resumed=False)
+    return config, new, companion
 
 
-def _check_limits(config: LoopConfig, store: Store) -> None:
-    rounds = [each for each in store.rounds.all() if each.outcome != "abandoned"]
+def _resumed(
+    config: LoopConfig, store: Store, lm: LanguageModel, progress: Progress
+) -> tuple[LoopConfig, Round, Companion] | None:
+    """The interrupted round, with the settings it began with; None when there is none to go on."""
+    unfinished = store.rounds.unfinished()
+    if unfinished is None:
+        return None
+    companion, why = None, ""
+    try:
+        stored = load_config(LoopConfig, overrides=unfinished.config)
+        # What the person wants done now, and how hard the machine may work, is today's matter.
+        stored = replace(stored, mode=config.mode, rounds=config.rounds, limits=config.limits)
+        companion = Companion.open(store, stored, lm=lm)
+    except ConfigError as error:
+        why = f"its settings cannot be used now: {error}"
+    active = store.versions.active()
+    if active and unfinished.id != active.round_id and unfinished.base_version != active.id:
+        why = f"it began with {unfinished.base_version}, but {active.id} is active now"
+    if why or companion is None:
+        progress.note(f"Round {unfinished.number} is abandoned: {why}.")
+        _end(store, unfinished, "abandoned", {"why": why})
+        return None
+    progress.round_started(unfinished.number, str(unfinished.base_version), resumed=True)
+    if stored != config:
+        progress.note("It keeps the settings that it began with.")
+    return stored, unfinished, companion
+
+
+def _limit_reached(config: LoopConfig, store: Store) -> str | None:
+    """Why no round may begin now, or None."""
+    rounds = [r for r in store.rounds.all() if r.outcome not in ("abandoned", "failed")]
     if config.max_rounds and len(rounds) >= config.max_rounds:
-        raise LoopError(
+        return (
             f"{len(rounds)} rounds were run and max_rounds is {config.max_rounds}; "
             "raise it to go on"
         )
     ended = [datetime.fromisoformat(each.finished_at) for each in rounds if each.finished_at]
-    if config.cooldown_minutes and ended:
-        ready = max(ended) + timedelta(minutes=config.cooldown_minutes)
-        left = (ready - datetime.now(UTC)).total_seconds()
-        if left > 0:
-            raise LoopError(
-                f"the last round ended less than {config.cooldown_minutes:g} minutes ago; "
-                f"wait {left / 60:.0f} more or set cooldown_minutes=0"
-            )
+    if not (config.cooldown_minutes and ended):
+        return None
+    left = max(ended) + timedelta(minutes=config.cooldown_minutes) - datetime.now(UTC)
+    if left <= timedelta():
+        return None
+    return (
+        f"the last round ended less than {config.cooldown_minutes:g} minutes ago; "
+        f"wait {math.ceil(left / timedelta(minutes=1))} more or set cooldown_minutes=0"
+    )
+
+
+def _run(ctx: RoundContext) -> RoundResult:
+    seed_everything(ctx.seed("round"))
+    for name, step in STEPS.items():
+        _run_step(ctx, name, step)
+        ctx.switch.check()
+    return _finish(ctx)
 
 
 def _run_step(ctx: RoundContext, name: str, step: Callable[[RoundContext], dict[str, Any]]) -> None:
@@ -178,11 +213,12 @@ def _run_step(ctx: RoundContext, name: str, step: Callable[[RoundContext], dict[
         except Stopped:
             raise
         except Exception as error:
-            ctx.store.rounds.fail_step(ctx.round.id, name, f"{type(error).__name__}: {error}")
-            raise
-        seconds = time.monotonic() - started
-        earlier = float(state.payload.get("seconds", 0.0))
-        payload |= {"seconds": seconds + earlier, "peak_mb": peak_memory_mb()}
+            told = _told(error, ctx.store.folder)
+            _note_failure(ctx, state, told)
+            if told is error:
+                raise
+            raise told from error
+        payload |= {"seconds": time.monotonic() - started, "peak_mb": peak_memory_mb()}
         state_after = ctx.store.rounds.finish_step(ctx.round.id, name, payload)
         _log.info("step finished", extra={"step": name, "summary": payload.get("summary")})
     else:
@@ -195,6 +231,33 @@ def _run_step(ctx: RoundContext, name: str, step: Callable[[RoundContext], dict[
     )
 
 
+def _told(error: Exception, folder: Path) -> Exception:
+    """A full disk in this package's words, wherever it was noticed."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if not full or isinstance(error, DiskFullError):
+        return error
+    return DiskFullError(
+        f"no space left in {folder}; what was done so far is kept; free some space and run it again"
+    )
+
+
+def _note_failure(ctx: RoundContext, state: Step, error: Exception) -> None:
+    """Keep the error; a round that would only fail again is ended, so that it blocks no other."""
+    if isinstance(error, DiskFullError):
+        # Nothing can be written now, and nothing is wrong with the round.
+        return
+    ctx.store.rounds.fail_step(ctx.round.id, state.step, f"{type(error).__name__}: {error}")
+    if isinstance(error, _HOPELESS) or state.attempts >= _MOST_ATTEMPTS:
+        _end(ctx.store, ctx.round, "failed", {"step": state.step, "error": str(error)})
+
+
+def _end(store: Store, ended: Round, outcome: str, summary: dict[str, Any] | None = None) -> None:
+    """Give a round its outcome and remove what only going on with it would need."""
+    checkpoints = round_folder(store, ended.number) / "train" / CHECKPOINTS
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    store.rounds.finish(ended.id, outcome, summary)
+
+
 def _finish(ctx: RoundContext) -> RoundResult:
     report = summarize(ctx)
     folder = ctx.folder / "report"
@@ -204,5 +267,5 @@ def _finish(ctx: RoundContext) -> RoundResult:
     if report["outcome"] == "deploy" and not report["deployed"]:
         outcome = "dry-run" if ctx.config.mode == "dry-run" else "waiting"
     kept = ("before", "after", "p", "deployed", "version", "scale", "seconds", "peak_mb")
-    ctx.store.rounds.finish(ctx.round.id, outcome, {name: report[name] for name in kept})
+    _end(ctx.store, ctx.round, outcome, {name: report[name] for name in kept})
     return RoundResult(report, html, json_file)

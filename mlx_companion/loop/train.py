@@ -9,10 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from mlx_companion.errors import CheckpointError
 from mlx_companion.loop.context import RoundContext
 from mlx_companion.loop.replay import training_samples
 from mlx_companion.runtime.config import to_dict
-from mlx_companion.training import Callback, StepInfo, finetune
+from mlx_companion.text import Sample
+from mlx_companion.training import Callback, StepInfo, TrainResult, finetune
 
 __all__ = ["train"]
 
@@ -47,18 +49,12 @@ def train(ctx: RoundContext) -> dict[str, Any]:
         seed=ctx.config.seed,
         id=f"round-{ctx.round.number}-{ctx.round.id[:8]}",
     )
-    result = finetune(
-        ctx.companion.lm,
-        samples,
-        ctx.folder / "train",
-        lora=ctx.config.lora,
-        train=ctx.config.train,
-        valid=_VALID_SHARE,
-        stop=ctx.switch,
-        monitor=ctx.monitor,
-        callbacks=[_Watch(ctx, run.id)],
-        progress=False,
-    )
+    try:
+        result = _finetune(ctx, samples, run.id, resume=True)
+    except CheckpointError as error:
+        # The profile was changed while the round lay interrupted: other rows, another run.
+        ctx.progress.note(f"Training starts over: {error}.")
+        result = _finetune(ctx, samples, run.id, resume=False)
     ctx.companion.use_base()
     ctx.store.runs.finish(run.id, summary={"train_loss": result.train_loss})
     return {
@@ -72,3 +68,19 @@ def train(ctx: RoundContext) -> dict[str, Any]:
         "summary": f"{result.steps} steps over {len(samples)} rows, "
         f"held-out loss {result.valid_before:.2f} -> {result.valid_best:.2f}",
     }
+
+
+def _finetune(ctx: RoundContext, samples: list[Sample], run: str, *, resume: bool) -> TrainResult:
+    return finetune(
+        ctx.companion.lm,
+        samples,
+        ctx.folder / "train",
+        lora=ctx.config.lora,
+        train=ctx.config.train,
+        valid=_VALID_SHARE,
+        resume=resume,
+        stop=ctx.switch,
+        monitor=ctx.monitor,
+        callbacks=[_Watch(ctx, run)],
+        progress=False,
+    )
