@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -22,16 +22,16 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 import mlx_companion
-from mlx_companion.errors import CompanionError, ConfigError, DataError, Stopped
+from mlx_companion.errors import CompanionError, ConfigError, Stopped
 from mlx_companion.runtime.paths import HOME_VARIABLE, cache_dir
 
 if TYPE_CHECKING:
-    from mlx_companion.loop import LoopConfig
     from mlx_companion.store import Store
 
 # Seconds of imports (MLX, transformers) belong to the verbs that need them, so that `--help`
 # answers at once; hence the imports inside the functions.
 
+T = TypeVar("T")
 DEBUG_VARIABLE = "MLX_COMPANION_DEBUG"
 POISON_VARIABLE = "MLX_COMPANION_TEST_POISON"
 TALK, LEARN, VERSIONS, DATA, MACHINE = "Talk", "Learn", "Versions", "Your data", "Machine"
@@ -49,6 +49,8 @@ class _Verbs(TyperGroup):
             raise _failed("interrupted", 130) from error
         except BrokenPipeError:
             raise
+        except UnicodeDecodeError as error:
+            raise _failed(f"the input is not UTF-8 text: {error.reason}", 1) from error
         except (CompanionError, OSError) as error:
             if os.environ.get(DEBUG_VARIABLE):
                 raise
@@ -77,25 +79,23 @@ def _use_data_dir(folder: Path | None) -> Path | None:
     return folder
 
 
-DataDir = Annotated[
-    Path | None,
-    typer.Option(
-        "--data-dir",
-        callback=_use_data_dir,
-        help=f"Folder of the database, adapters and reports; also ${HOME_VARIABLE}.",
-    ),
-]
-Model = Annotated[
-    str | None, typer.Option(help="Alias, hub id, folder or GGUF file of the base model.")
-]
-Profile = Annotated[str | None, typer.Option(help="Style profile: a packaged name or a YAML file.")]
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with settings.")]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="One setting, such as gate.alpha=0.01."),
-]
-Seed = Annotated[int | None, typer.Option(help="Makes the run repeatable.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+def _option(metavar: str, text: str, *names: str, callback: Any = None) -> Any:
+    return typer.Option(*names, metavar=metavar, help=text, callback=callback)
+
+
+def _flag(name: str, text: str, callback: Any = None) -> Any:
+    return typer.Option(name, help=text, callback=callback, is_eager=callback is not None)
+
+
+_WHERE = f"Folder of the database, adapters and reports; also ${HOME_VARIABLE}."
+DataDir = Annotated[Path | None, _option("FOLDER", _WHERE, "--data-dir", callback=_use_data_dir)]
+Model = Annotated[str | None, _option("NAME", "Alias, hub id, folder or GGUF file.")]
+Profile = Annotated[str | None, _option("NAME", "Style profile: a packaged name or a file.")]
+ConfigFile = Annotated[Path | None, _option("FILE", "YAML file with settings.", "--config")]
+Set = Annotated[list[str] | None, _option("KEY=VALUE", "One setting; repeatable.", "--set")]
+Seed = Annotated[int | None, _option("N", "Makes the run repeatable.")]
+ClearStop = Annotated[bool, _flag("--clear-stop", "Take back the kill switch first.")]
+AsJson = Annotated[bool, _flag("--json", "Print JSON instead of tables.")]
 
 app = typer.Typer(
     name="mlx-companion",
@@ -111,10 +111,7 @@ app.add_typer(data, name="data", rich_help_panel=DATA)
 
 @app.callback()
 def root(
-    version: Annotated[
-        bool,
-        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
-    ] = False,
+    version: Annotated[bool, _flag("--version", "Show the version.", _show_version)] = False,
 ) -> None:
     """A small language-model companion that runs, tunes and improves itself on this machine."""
 
@@ -132,7 +129,7 @@ def chat(
 
     /good, /bad and /edit TEXT judge the last reply; /help lists the rest. Ctrl-C ends a reply.
     """
-    from mlx_companion.loop import Companion
+    from mlx_companion.loop import Companion, LoopConfig
     from mlx_companion.loop.chat import Chat
     from mlx_companion.loop.talk import talk
 
@@ -141,7 +138,7 @@ def chat(
         active = store.versions.active()
         if model is None and config is None and active is not None:
             model = active.model_source
-        settings = _loop_config(config, set_, model=model, profile=profile)
+        settings = _settings(LoopConfig, config, set_, model=model, profile=profile)
         with _console(stderr=True).status("loading the model"):
             companion = Companion.open(store, settings)
         if interactive:
@@ -156,27 +153,25 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="What to say; - reads standard input.")],
     model: Model = None,
     adapter: Annotated[
-        Path | None, typer.Option(help="Folder of an adapter, such as finetune's result.")
+        Path | None, _option("FOLDER", "Folder of an adapter, such as finetune's result.")
     ] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Most tokens to make (256).")] = None,
+    max_tokens: Annotated[int | None, _option("N", "Most tokens to make (256).")] = None,
     temperature: Annotated[
-        float | None, typer.Option(help="0, the default, takes the likeliest token.")
+        float | None, _option("X", "0, the default, takes the likeliest token.")
     ] = None,
-    top_k: Annotated[int | None, typer.Option(help="Keep the k likeliest tokens.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Keep this much probability.")] = None,
+    top_k: Annotated[int | None, _option("N", "Keep the N likeliest tokens.")] = None,
+    top_p: Annotated[float | None, _option("X", "Keep this much probability.")] = None,
     seed: Seed = None,
-    stop: Annotated[
-        list[str] | None, typer.Option(help="Text that ends the reply; may be repeated.")
-    ] = None,
-    system: Annotated[str | None, typer.Option(help="System message.")] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Continue the text, no chat format.")] = False,
+    stop: Annotated[list[str] | None, _option("TEXT", "Ends the reply; repeatable.")] = None,
+    system: Annotated[str | None, _option("TEXT", "System message.")] = None,
+    raw: Annotated[bool, _flag("--raw", "Continue the text, no chat format.")] = False,
 ) -> None:
     """Stream one reply of a model, as it is, without profile or history."""
     from mlx_companion.lora import load_adapter
     from mlx_companion.models import DEFAULT_MODEL, Sampling, load, stream_generate
 
     sampling = Sampling(**_given(temperature=temperature, top_k=top_k, top_p=top_p))
-    text = _standard_input() if prompt == "-" else prompt
+    text = sys.stdin.buffer.read().decode() if prompt == "-" else prompt
     with _console(stderr=True).status("loading the model"):
         lm = load(model or DEFAULT_MODEL)
         if adapter is not None:
@@ -198,22 +193,19 @@ def improve(
     set_: Set = None,
     model: Model = None,
     profile: Profile = None,
-    rounds: Annotated[int | None, typer.Option(help="Rounds to run.")] = None,
-    review: Annotated[
-        bool, typer.Option("--review", help="Leave what passes the gate for you to promote.")
-    ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Decide, but change nothing.")] = False,
+    rounds: Annotated[int | None, _option("N", "Rounds to run.")] = None,
+    review: Annotated[bool, _flag("--review", "Let me promote what passes the gate.")] = False,
+    dry_run: Annotated[bool, _flag("--dry-run", "Decide, but change nothing.")] = False,
     seed: Seed = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print only the last line.")] = False,
-    clear_stop: Annotated[
-        bool, typer.Option("--clear-stop", help="Take back the kill switch first.")
-    ] = False,
+    quiet: Annotated[bool, _flag("--quiet", "Print only the last line.")] = False,
+    clear_stop: ClearStop = False,
     data_dir: DataDir = None,
 ) -> None:
     """Run a round: collect, generate, judge, train, test, then deploy or keep the old version.
 
     An interrupted round goes on where it was. The last line printed is a JSON object of figures.
     """
+    from mlx_companion.loop import LoopConfig
     from mlx_companion.loop import improve as run_rounds
     from mlx_companion.loop.console import RichProgress
     from mlx_companion.loop.progress import Silent
@@ -223,22 +215,70 @@ def improve(
     if review and dry_run:
         raise typer.BadParameter("give --review or --dry-run, not both")
     mode = "review" if review else "dry-run" if dry_run else None
-    settings = _loop_config(
-        config, set_, model=model, profile=profile, rounds=rounds, seed=seed, mode=mode
+    settings = _settings(
+        LoopConfig, config, set_, model=model, profile=profile, rounds=rounds, seed=seed, mode=mode
     )
+    # A test asks for spoiled training targets, which the gate has to refuse.
+    poison: Any = os.environ.get(POISON_VARIABLE) or None
     for _ in range(settings.rounds):
         with (
             RichProgress(_console(stderr=True)) as progress,
-            long_work(clear_stop=clear_stop, on_request=_stopping(progress.note)) as switch,
+            long_work(clear_stop=clear_stop, say=progress.note) as switch,
         ):
             one = replace(settings, rounds=1)
             listener = Silent() if quiet else progress
-            result = run_rounds(one, progress=listener, switch=switch, poison=_poison())[0]
+            result = run_rounds(one, progress=listener, switch=switch, poison=poison)[0]
         if not quiet:
             print_round(_console(), result.report)
             print(f"\nReport: {result.html}")
     # Not through rich, which would wrap it.
     print(result_line(result.report))
+
+
+@app.command(rich_help_panel=LEARN)
+def finetune(
+    data: Annotated[Path, _option("PATH", "File or folder of txt, jsonl, json or csv.", "--data")],
+    model: Model = None,
+    valid: Annotated[str | None, _option("PATH|SHARE", "Held-out data, or 0.1 of --data.")] = None,
+    out: Annotated[Path | None, _option("FOLDER", "The run's folder (runs/NAME-OF-DATA).")] = None,
+    rank: Annotated[int | None, _option("N", "Rank of the adapter.")] = None,
+    alpha: Annotated[float | None, _option("X", "Strength of the adapter.")] = None,
+    layers: Annotated[int | None, _option("N", "Adapt only the last N layers.")] = None,
+    epochs: Annotated[int | None, _option("N", "Passes over the data.")] = None,
+    lr: Annotated[float | None, _option("X", "Highest learning rate.")] = None,
+    batch_tokens: Annotated[int | None, _option("N", "Most tokens in a batch.")] = None,
+    max_tokens: Annotated[int | None, _option("N", "Most tokens in a row.")] = None,
+    seed: Seed = None,
+    config: ConfigFile = None,
+    set_: Set = None,
+    no_resume: Annotated[bool, _flag("--no-resume", "Start over in the run's folder.")] = False,
+    clear_stop: ClearStop = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Train an adapter on your own file; an interrupted run goes on where it was."""
+    from mlx_companion.loop.switch import long_work
+    from mlx_companion.models import DEFAULT_MODEL
+    from mlx_companion.runtime.monitor import ResourceMonitor
+    from mlx_companion.training import finetune as train_adapter
+    from mlx_companion.training.settings import FinetuneConfig
+
+    lora = {"lora.rank": rank, "lora.alpha": alpha, "lora.layers": layers}
+    train = {"epochs": epochs, "lr": lr, "batch_tokens": batch_tokens, "max_tokens": max_tokens}
+    train = {f"train.{name}": value for name, value in {**train, "seed": seed}.items()}
+    settings = _settings(FinetuneConfig, config, set_, **lora, **train)
+    with long_work(clear_stop=clear_stop, say=partial(typer.echo, err=True)) as switch:
+        result = train_adapter(
+            model or DEFAULT_MODEL,
+            data,
+            out or Path("runs") / data.resolve().stem,
+            lora=settings.lora,
+            train=settings.train,
+            valid=_path_or_share(valid),
+            resume=not no_resume,
+            stop=switch,
+            monitor=ResourceMonitor(settings.limits),
+        )
+    print(f"adapter: {result.adapter}")
 
 
 @app.command(rich_help_panel=VERSIONS)
@@ -251,7 +291,9 @@ def versions(as_json: AsJson = False, data_dir: DataDir = None) -> None:
         return
     from mlx_companion.loop.version_view import version_table
 
-    _console().print(version_table(known) if known else "no version yet: the first `chat` or `improve` makes one")
+    _console().print(
+        version_table(known) if known else "no version yet: the first `chat` or `improve` makes one"
+    )
 
 
 @app.command(rich_help_panel=VERSIONS)
@@ -267,7 +309,7 @@ def promote(
 
 @app.command(rich_help_panel=VERSIONS)
 def rollback(
-    to: Annotated[str | None, typer.Option(help="Version to go back to.")] = None,
+    to: Annotated[str | None, _option("VERSION", "Version to go back to.")] = None,
     data_dir: DataDir = None,
 ) -> None:
     """Go back to the version that was active before."""
@@ -299,9 +341,7 @@ def diff(
 @data.command("export")
 def data_export(
     file: Annotated[Path, typer.Argument(help="JSONL file to write.")],
-    kind: Annotated[
-        list[str] | None, typer.Option(help="Only this kind, such as interaction; repeatable.")
-    ] = None,
+    kind: Annotated[list[str] | None, _option("KIND", "Such as interaction; repeatable.")] = None,
     data_dir: DataDir = None,
 ) -> None:
     """Write everything that is stored to a JSONL file (adapters stay where they are)."""
@@ -332,7 +372,7 @@ def data_import(
 
 @data.command("delete")
 def data_delete(
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, _flag("--yes", "Do not ask.")] = False,
     data_dir: DataDir = None,
 ) -> None:
     """Delete everything: conversations, samples, versions, adapters, reports, logs, backups."""
@@ -392,9 +432,7 @@ def models() -> None:
 @app.command(rich_help_panel=MACHINE)
 def fetch(
     model: Annotated[str, typer.Argument(help="Alias or hub id.")],
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Check the content of every file.")
-    ] = False,
+    verify: Annotated[bool, _flag("--verify", "Check the content of every file.")] = False,
 ) -> None:
     """Download a model, or finish or mend what is there of it, and print where it is."""
     from mlx_companion.models.fetch import fetch as download
@@ -435,16 +473,11 @@ def _store() -> Store:
     return Store()
 
 
-def _stopping(say: Callable[[str], None]) -> Callable[[str], None]:
-    return lambda reason: say(f"{reason}: stopping at the next safe point; again to stop at once")
-
-
-def _loop_config(config: Path | None, set_: list[str] | None, **named: Any) -> LoopConfig:
-    """The loop's settings: defaults, then the file, then `--set`, then the options."""
-    from mlx_companion.loop import LoopConfig
+def _settings(cls: type[T], config: Path | None, set_: list[str] | None, **named: Any) -> T:
+    """Settings: defaults, then the file, then `--set`, then the options."""
     from mlx_companion.runtime.config import load_config, parse_overrides
 
-    return load_config(LoopConfig, config, parse_overrides(set_ or ()) | _given(**named))
+    return load_config(cls, config, parse_overrides(set_ or ()) | _given(**named))
 
 
 def _given(**options: Any) -> dict[str, Any]:
@@ -452,19 +485,11 @@ def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _poison() -> Any:
-    """What the tests ask for: spoiled training targets, which the gate has to refuse."""
-    kind = os.environ.get(POISON_VARIABLE) or None
-    if kind not in (None, "garbage", "repeat"):
-        raise ConfigError(f"{POISON_VARIABLE}={kind}; expected 'garbage' or 'repeat'")
-    return kind
-
-
-def _standard_input() -> str:
+def _path_or_share(text: str | None) -> str | float | None:
     try:
-        return sys.stdin.buffer.read().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"standard input is not UTF-8 text: {error.reason}") from error
+        return None if text is None else float(text)
+    except ValueError:
+        return text
 
 
 def _print_json(value: Any) -> None:

@@ -4,7 +4,7 @@
 until it is taken back: running work ends at its next safe point, and none begins meanwhile. So a
 person can stop a companion that improves itself every night, from any terminal, with certainty::
 
-    with long_work(on_request=print) as switch:
+    with long_work() as switch:
         improve(config, switch=switch)
 """
 
@@ -44,13 +44,13 @@ def take_back() -> bool:
 
 @contextmanager
 def long_work(
-    *, clear_stop: bool = False, on_request: Callable[[str], None] | None = None
+    *, clear_stop: bool = False, say: Callable[[str], None] = print
 ) -> Iterator[StopSwitch]:
     """Write logs into the data folder and listen to the switch, Ctrl-C and SIGTERM in the block.
 
     Args:
         clear_stop: take the switch back first.
-        on_request: called with the reason when a signal asks for the stop.
+        say: tells the person that a signal was heard and what happens now.
 
     Raises:
         LoopError: the switch is thrown.
@@ -63,9 +63,13 @@ def long_work(
             f"the kill switch is thrown ({path}), so nothing was started; take it back with "
             "`mlx-companion resume`, or give --clear-stop"
         )
+
+    def heard(reason: str) -> None:
+        say(f"{reason}: stopping at the next safe point; once more stops at once")
+
     configure_logging(data_dir() / "logs")
     try:
-        with StopSwitch(path, on_request=on_request) as switch:
+        with StopSwitch(path, on_request=heard) as switch:
             yield switch
     finally:
         close_logging()

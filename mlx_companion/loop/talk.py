@@ -136,5 +136,7 @@ def _decoded(raw: bytes, number: int) -> str:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(
-            f"this line is not UTF-8 text ({error.reason}) and was not said", line=number
+            f"this line is not UTF-8 text ({error.reason}) and was not said",
+            path="standard input",
+            line=number,
         ) from error
