@@ -1,8 +1,9 @@
 """How likely a model finds given text: log-probabilities, perplexity, divergence.
 
-Rows are sorted by length and padded in batches; logits are computed only at the tokens
-that are scored, because the output matrix is a fifth of a small model's work. Used by the
-judges and the gate of the self-improvement loop, and by evaluation.
+Rows are sorted by length and padded in batches. Tokens that all rows of a batch begin with
+are run once, and logits are computed only at the tokens that are scored: the output matrix
+is a fifth of a small model's work. Used by the judges and the gate of the self-improvement
+loop, and by evaluation.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from os.path import commonprefix
 
 import mlx.core as mx
 import numpy as np
@@ -18,7 +20,10 @@ from mlx_companion.errors import GenerationError
 from mlx_companion.models.fast_cpu import cross_entropy, fast_cpu
 from mlx_companion.models.heads import split_head
 from mlx_companion.models.load import LanguageModel
+from mlx_companion.models.prefix import can_share, run_prefixed
 from mlx_companion.runtime.stop import NEVER, StopSwitch
+
+_LEAST_SHARED = 8
 
 __all__ = ["Row", "RowScore", "perplexity", "score_rows", "scored_logits"]
 
@@ -78,17 +83,31 @@ def score_rows(
 
 def scored_logits(lm: LanguageModel, rows: Sequence[Row]) -> mx.array:
     """Logits (N, V), float32, that predict the scored tokens of all rows, row after row."""
+    backbone, head = split_head(lm.model)
+    prefix = _shared_length(rows) if can_share(lm.model, backbone) else 0
     length = max(len(row.tokens) for row in rows) - 1
     tokens = np.zeros((len(rows), length), dtype=np.int32)
     wanted = []
     for i, row in enumerate(rows):
         tokens[i, : len(row.tokens) - 1] = row.tokens[:-1]
-        wanted.append(i * length + np.arange(row.start - 1, len(row.tokens) - 1))
-    backbone, head = split_head(lm.model)
+        first = i * (length - prefix) - prefix
+        wanted.append(first + np.arange(row.start - 1, len(row.tokens) - 1))
     with fast_cpu(lm.model):
-        hidden = backbone(mx.array(tokens))
+        if prefix:
+            hidden = run_prefixed(lm.model, mx.array(tokens), prefix)
+        else:
+            hidden = backbone(mx.array(tokens))
     hidden = hidden.reshape(-1, hidden.shape[-1])[mx.array(np.concatenate(wanted))]
     return head(hidden).astype(mx.float32)
+
+
+def _shared_length(rows: Sequence[Row]) -> int:
+    """How many leading tokens all rows share; each keeps the one before its first scored."""
+    if len(rows) < 2:
+        return 0
+    shared = len(commonprefix([list(row.tokens) for row in rows]))
+    length = min(shared, *(row.start - 1 for row in rows))
+    return length if length >= _LEAST_SHARED else 0
 
 
 def perplexity(

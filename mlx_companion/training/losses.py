@@ -23,8 +23,8 @@ from mlx.utils import tree_flatten
 from mlx_companion.errors import DataError
 from mlx_companion.models import fast_cpu
 from mlx_companion.models.heads import split_head
+from mlx_companion.models.prefix import can_share, run_prefixed, shared_length
 from mlx_companion.text.batches import Batch
-from mlx_companion.training.prefix import can_share, run_prefixed, shared_length
 
 # Float32 logits of a chunk: 32 MB, which a processor's cache about holds.
 _CHUNK_ELEMENTS = 2**23

@@ -146,9 +146,9 @@ def information_gain(
         context = _context(lm, prompt)
         given.append(Row([*context, *replies[reply]], len(context)))
     alone = [Row([*no_prompt, *tokens], len(no_prompt)) for tokens in replies.values()]
-    scores = score_rows(lm, [*given, *alone], switch=switch)
-    conditional = np.array([score.mean for score in scores[: len(pairs)]])
-    by_reply = dict(zip(replies, scores[len(pairs) :], strict=True))
+    # Two calls, because rows that begin alike share that part of the work.
+    conditional = np.array([score.mean for score in score_rows(lm, given, switch=switch)])
+    by_reply = dict(zip(replies, score_rows(lm, alone, switch=switch), strict=True))
     marginal = np.array([by_reply[reply].mean for _, reply in pairs])
     return conditional - marginal, np.exp(-conditional)
 
