@@ -3,7 +3,7 @@
 A random model says nothing good, so the person's rewritten replies are what a round learns
 from, and the thresholds of the measured judges are given instead of measured.
 
-    python tests/loop_world.py FOLDER       # one round on the world in FOLDER; for kill tests
+    python tests/loop_world.py FOLDER [KEY=VALUE ...]   # one round on the world in FOLDER
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_companion.loop.config import LoopConfig
-from mlx_companion.runtime.config import load_config
+from mlx_companion.runtime.config import load_config, parse_overrides
 from mlx_companion.store import Store
 
 PROFILE = """
@@ -38,6 +38,12 @@ REPLIES = [
     ("Should I take the early train?", "Yes, it is emptier and leaves you an hour in town."),
     ("Who lives next door?", "A carpenter with two dogs and a quiet radio."),
 ]
+
+
+# Enough training for a random model to learn something from a dozen rows.
+TAUGHT = {"lora.rank": 8, "train.lr": 3e-2, "train.epochs": 15, "train.save_every": 10}
+# How ready a model is to end its reply: one never ends, one ends after about ten tokens.
+TALKATIVE, BRIEF = -2.0, 1.5
 
 
 def settings(folder: Path, **changes: Any) -> LoopConfig:
@@ -72,11 +78,18 @@ def settings(folder: Path, **changes: Any) -> LoopConfig:
     )
 
 
-def build(folder: Path) -> None:
-    """Write the models, the profile and a store with what the person said."""
+def build(folder: Path, *, ending: float | None = None) -> None:
+    """Write the models, the profile and a store with what the person said.
+
+    Args:
+        folder: made if need be.
+        ending: how ready the model is to end its reply, such as `TALKATIVE`.
+    """
     from tiny import tiny_bert, tiny_llama
 
     tiny_llama(folder / "llama", max_position_embeddings=512)
+    if ending is not None:
+        _set_ending(folder / "llama", ending)
     tiny_bert(folder / "bert")
     (folder / "profile.yaml").write_text(PROFILE, encoding="utf-8")
     with Store(folder / "companion.db") as store:
@@ -85,7 +98,24 @@ def build(folder: Path) -> None:
             store.feedback.add(told.id, "edit", reply)
 
 
-def main(folder: Path) -> None:
+def _set_ending(llama: Path, ending: float) -> None:
+    """Make one channel the same everywhere, which the end tokens' logits then follow."""
+    from safetensors.numpy import load_file, save_file
+    from tiny import SPECIALS
+
+    weights = load_file(llama / "model.safetensors")
+    weights["model.embed_tokens.weight"][:, 0] = 4.0
+    weights["model.norm.weight"][0] = 1.0
+    head = weights["lm_head.weight"]
+    head[:, 0] = 0.0
+    # The special tokens come first in the vocabulary.
+    ends = [SPECIALS.index("<|endoftext|>"), SPECIALS.index("<|im_end|>")]
+    head[ends] = 0.0
+    head[ends, 0] = ending
+    save_file(weights, llama / "model.safetensors", metadata={"format": "pt"})
+
+
+def main(folder: Path, changes: list[str]) -> None:
     """One round on the world in `folder`, telling each step as it begins."""
     import mlx_companion  # noqa: F401 - loads the BLAS before MLX
     from mlx_companion.loop import improve
@@ -95,10 +125,15 @@ def main(folder: Path) -> None:
         def step_started(self, step: str) -> None:
             print(f"step {step}", flush=True)
 
+        def step_finished(self, step: str, summary: str, *, seconds: float, skipped: bool) -> None:
+            if step == "deploy":
+                print("step report", flush=True)
+
     with Store(folder / "companion.db") as store:
-        result = improve(settings(folder), store=store, progress=Tell())[0]
+        config = settings(folder, **parse_overrides(changes))
+        result = improve(config, store=store, progress=Tell())[0]
     print(f"outcome {result.report['outcome']}", flush=True)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

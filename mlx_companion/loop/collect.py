@@ -14,6 +14,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from itertools import zip_longest
 from typing import Any
 
@@ -21,6 +22,7 @@ from mlx_companion.loop.config import CollectConfig
 from mlx_companion.loop.context import RoundContext
 from mlx_companion.loop.judges import normalized
 from mlx_companion.loop.packaged import load_prompts
+from mlx_companion.loop.templates import prompt_room
 from mlx_companion.models import SentenceEncoder
 from mlx_companion.store import FeedbackState, Interaction
 
@@ -45,13 +47,15 @@ class RoundPrompt:
 def collect(ctx: RoundContext) -> dict[str, Any]:
     """Choose the round's prompts; the payload holds them."""
     config = ctx.config.collect
-    told = list(_usable(ctx.store.interactions.with_feedback(), config))
+    told = list(_usable(ctx, ctx.store.interactions.with_feedback()))
     own = _own_prompts(ctx.encoder, [interaction.prompt for interaction, _ in told], config)
-    own_train = [p for p in own if not is_gate_prompt(p.prompt, config.gate_percent)]
-    own_gate = [p for p in own if is_gate_prompt(p.prompt, config.gate_percent)]
+    testing = {p.id for p in own if is_gate_prompt(p.prompt, config.gate_percent)}
+    own_train = [p for p in own if p.id not in testing]
+    own_gate = [p for p in own if p.id in testing and not _packaged_gate(p.prompt)]
     packaged = len(own) < config.least_prompts
     if packaged:
-        own_train += _packaged("train")
+        asked = {normalized(p.prompt) for p in own_train}
+        own_train += [p for p in _packaged("train") if normalized(p.prompt) not in asked]
     block = len(own_gate) - len(own_gate) % config.gate_block
     gate = [*own_gate[:block][-config.gate_items :], *_packaged("gate")][: config.gate_items]
     train = own_train[: config.max_prompts]
@@ -73,9 +77,12 @@ def collect(ctx: RoundContext) -> dict[str, Any]:
 
 
 def is_gate_prompt(prompt: str, percent: int) -> bool:
-    """Whether a prompt of the person's own belongs to the gate, for good and by its words."""
+    """Whether a prompt of the person's own belongs to the gate, for good and by its words.
+
+    One that is also a packaged gate prompt does: it must not train.
+    """
     digest = hashlib.sha256(normalized(prompt).encode("utf-8")).digest()
-    return int.from_bytes(digest[:4], "big") % 100 < percent
+    return int.from_bytes(digest[:4], "big") % 100 < percent or _packaged_gate(prompt)
 
 
 def gate_sha256(prompts: Iterable[RoundPrompt]) -> str:
@@ -101,11 +108,25 @@ def topics_of(encoder: SentenceEncoder, prompts: Sequence[str]) -> list[str]:
     ]
 
 
+def _packaged_gate(prompt: str) -> bool:
+    return normalized(prompt) in _packaged_gate_texts()
+
+
+@cache
+def _packaged_gate_texts() -> frozenset[str]:
+    return frozenset(normalized(row.prompt) for row in load_prompts("gate"))
+
+
 def _usable(
-    told: Iterable[tuple[Interaction, FeedbackState]], config: CollectConfig
+    ctx: RoundContext, told: Iterable[tuple[Interaction, FeedbackState]]
 ) -> Iterator[tuple[Interaction, FeedbackState]]:
+    """Exchanges whose prompt says something and can be read by the model in every wording."""
+    lm, most = ctx.companion.lm, ctx.config.collect.max_prompt_chars
+    # Some tokens to spare: borders between tokens fall otherwise inside a template.
+    room = prompt_room(lm, ctx.companion.profile, ctx.config.serve.max_tokens) - 8
     for interaction, state in told:
-        if interaction.prompt.strip() and len(interaction.prompt) <= config.max_prompt_chars:
+        prompt = interaction.prompt
+        if prompt.strip() and len(prompt) <= most and len(lm.tokenizer.encode(prompt)) <= room:
             yield interaction, state
 
 

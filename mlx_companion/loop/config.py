@@ -145,6 +145,20 @@ class GateConfig:
     general_chars: int = 8000
 
 
+# What a round cannot do without even one of.
+_COUNTS = (
+    ("serve", "max_tokens"),
+    ("collect", "gate_items"),
+    ("collect", "gate_block"),
+    ("collect", "max_prompts"),
+    ("generate", "samples_per_prompt"),
+    ("generate", "max_rows"),
+    ("replay", "per_prompt"),
+    ("replay", "max_rows"),
+    ("gate", "general_chars"),
+)
+
+
 def _lora() -> LoraConfig:
     return LoraConfig(rank=8, alpha=16.0)
 
@@ -189,8 +203,9 @@ class LoopConfig:
         _require(self.rounds >= 1, "rounds", self.rounds, "1 or more")
         _require(self.max_rounds >= 0, "max_rounds", self.max_rounds, "0 (no limit) or more")
         _require(self.cooldown_minutes >= 0, "cooldown_minutes", self.cooldown_minutes, "0 or more")
-        per_prompt = self.generate.samples_per_prompt
-        _require(per_prompt >= 1, "generate.samples_per_prompt", per_prompt, "1 or more")
+        for part, name in _COUNTS:
+            value = getattr(getattr(self, part), name)
+            _require(value >= 1, f"{part}.{name}", value, "1 or more")
         ceiling = self.replay.synthetic_ceiling
         _require(0 < ceiling <= 1, "replay.synthetic_ceiling", ceiling, "more than 0, at most 1")
         _require(0 < self.gate.alpha < 1, "gate.alpha", self.gate.alpha, "between 0 and 1")

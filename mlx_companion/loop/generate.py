@@ -1,9 +1,8 @@
 """Step 2, generate: several samples for each training prompt, from the active version.
 
-Samples of one prompt differ by template: the system prompt is worded in the profile's
-other ways and the request may carry a reminder. The template only helps to get a good
-sample; the sample is trained as the answer to the plain prompt under the served system
-prompt, so that what needed a reminder becomes a habit.
+Samples of one prompt differ by template (see `templates.py`). The template only helps to
+get a good sample; the sample is trained as the answer to the plain prompt under the served
+system prompt, so that what needed a reminder becomes a habit.
 
 Each batch is stored when it is done; a killed step goes on with the first missing batch.
 """
@@ -11,7 +10,6 @@ Each batch is stored when it is done; a killed step goes on with the first missi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -20,42 +18,11 @@ from mlx_companion.loop.context import RoundContext
 from mlx_companion.loop.judges import similarity
 from mlx_companion.loop.judges.style import normalized
 from mlx_companion.loop.packaged import GeneralPrompt, general_prompts
+from mlx_companion.loop.templates import Template, templates
 from mlx_companion.models import Reply
-from mlx_companion.personality import Profile, chat_messages, variant_count
 from mlx_companion.store import Example, NewExample
 
 __all__ = ["Template", "general_split", "generate", "templates"]
-
-REMINDERS = ("{prompt}", "{prompt} Answer in one or two short sentences.")
-
-
-@dataclass(frozen=True)
-class Template:
-    """How a prompt is put to the model while samples are made.
-
-    Args:
-        name: stored with each sample.
-        variant: which of the profile's system prompts.
-        wording: the request, with `{prompt}` where the prompt goes.
-    """
-
-    name: str
-    variant: int
-    wording: str
-
-    def messages(self, profile: Profile, prompt: str) -> list[dict[str, str]]:
-        """The chat that asks for a sample."""
-        return chat_messages(profile, self.wording.replace("{prompt}", prompt), self.variant)
-
-
-def templates(profile: Profile) -> list[Template]:
-    """All templates of a profile: reminders in turn, other wordings of its system prompt first."""
-    variants = [*range(1, variant_count(profile)), 0]
-    return [
-        Template(f"system-{variant}/reminder-{k}", variant, wording)
-        for k, wording in reversed(list(enumerate(REMINDERS)))
-        for variant in variants
-    ]
 
 
 def general_split() -> tuple[list[GeneralPrompt], list[GeneralPrompt]]:
