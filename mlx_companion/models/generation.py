@@ -100,7 +100,7 @@ def stream_generate(
     """
     tokens = _checked_prompt(lm, prompt, system, max_tokens, stop)
     if seed is not None:
-        mx.random.seed(seed)
+        mx.random.seed(derive_seed(seed, "reply"))
     steps = generate_step(
         mx.array(tokens),
         lm.model,
@@ -240,9 +240,10 @@ def _shared_prefix(lm: LanguageModel, rows: list[list[int]]) -> _Prefix:
 def _checked_prompt(
     lm: LanguageModel, prompt: Prompt, system: str | None, max_tokens: int, stop: Sequence[str]
 ) -> list[int]:
-    if max_tokens < 1:
-        raise GenerationError(f"max_tokens={max_tokens} leaves no room: give 1 or more")
-    if isinstance(stop, str) or any(not text for text in stop):
+    if not isinstance(max_tokens, int) or max_tokens < 1:
+        raise GenerationError(f"max_tokens={max_tokens!r}: give a whole number, 1 or more")
+    listed = isinstance(stop, Sequence) and not isinstance(stop, str)
+    if not listed or not all(isinstance(text, str) and text for text in stop):
         raise GenerationError(f"stop={stop!r} must be a list of non-empty texts")
     tokens = render(lm, prompt, system=system)
     limit = context_length(lm)
@@ -264,6 +265,7 @@ class _TextOut:
         self._tokens: list[int] = []
         self._text = ""
         self._given = 0
+        self._cut = False
         self.finished = False
 
     def add(self, token: int) -> str:
@@ -279,7 +281,8 @@ class _TextOut:
 
     def close(self) -> str:
         self._detokenizer.finalize()
-        if not self._cut_at_stop():
+        # What a detokenizer still holds comes after the stop, when there was one.
+        if not self._cut:
             self._text += self._detokenizer.last_segment
             self._cut_at_stop()
         return self._release(held=0)
@@ -303,7 +306,7 @@ class _TextOut:
         found = [self._text.find(text) for text in self._stop if text in self._text]
         if found:
             self._text = self._text[: min(found)]
-            self.finished = True
+            self._cut = self.finished = True
         return bool(found)
 
     def _release(self, held: int) -> str:

@@ -31,10 +31,10 @@ def render(lm: LanguageModel, prompt: Prompt, *, system: str | None = None) -> l
         system: a system message put before a text prompt or a chat that has none.
 
     Raises:
-        GenerationError: the prompt is empty or of an unknown kind.
+        GenerationError: the prompt is empty, of an unknown kind, or holds an unknown token.
     """
     if _is_tokens(prompt):
-        return [int(token) for token in prompt]  # type: ignore[arg-type]
+        return _known_tokens(lm, [int(token) for token in prompt])  # type: ignore[arg-type]
     messages = as_messages(prompt, system)
     if not lm.tokenizer.has_chat_template:
         text = "\n\n".join(message["content"] for message in messages)
@@ -64,6 +64,18 @@ def as_messages(prompt: Prompt, system: str | None = None) -> list[dict[str, str
 def context_length(lm: LanguageModel) -> int:
     """The longest sequence (tokens) that the model was made for."""
     return int(lm.config.get("max_position_embeddings") or 1_000_000)
+
+
+def _known_tokens(lm: LanguageModel, tokens: list[int]) -> list[int]:
+    # MLX reads whatever memory lies at the row of a token that does not exist.
+    size = int(lm.config.get("vocab_size") or 0)
+    unknown = [token for token in tokens if size and not 0 <= token < size]
+    if unknown:
+        raise GenerationError(
+            f"token {unknown[0]} does not exist: {lm.source} knows 0 to {size - 1}; "
+            "encode the text with this model's tokenizer"
+        )
+    return tokens
 
 
 def _message(item: object) -> dict[str, str]:

@@ -50,15 +50,16 @@ class Sampling:
         for name, low, high in (
             ("temperature", 0.0, 10.0),
             ("top_k", 0, 1_000_000),
-            ("top_p", 0.0, 1.0),
+            ("top_p", 1e-6, 1.0),  # mlx-lm takes 0 for "off"
             ("min_p", 0.0, 1.0),
             ("repetition_penalty", 0.1, 10.0),
             ("repetition_context", 1, 1_000_000),
         ):
             value = getattr(self, name)
-            if not low <= value <= high:  # also refuses NaN
+            kind = int if isinstance(low, int) else (int, float)
+            if not isinstance(value, kind) or not low <= value <= high:  # also refuses NaN
                 raise GenerationError(
-                    f"sampling setting {name}={value!r} is out of range: give {low} to {high}"
+                    f"sampling setting {name}={value!r} cannot be used: give {low} to {high}"
                 )
 
     def sampler(self) -> Sampler:
