@@ -8,7 +8,6 @@ is moving the pointer.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from mlx_companion.errors import StoreError
@@ -89,7 +88,9 @@ def _stored_candidate(ctx: RoundContext, gate: dict[str, Any]) -> Version:
     """The candidate as a version: adapter in its final place, loaded from there, and acting."""
     trained = ctx.payload("train")
     companion = ctx.companion
-    companion.use_adapter(Path(trained["adapter"]), trained["adapter_sha256"], "candidate")
+    companion.use_adapter(
+        ctx.store.folder / trained["adapter"], trained["adapter_sha256"], "candidate"
+    )
     set_multiplier(companion.lm.model, gate["scale"])
     folder = ctx.store.adapters_dir / f"round-{ctx.round.number:04d}"
     sha256 = save_adapter(

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -138,7 +137,9 @@ def gate(ctx: RoundContext) -> dict[str, Any]:
     ctx.progress.advance("gate", 1, 3, "version in use tested")
     trained = ctx.payload("train")
     ctx.companion.use_adapter(
-        Path(trained["adapter"]), trained["adapter_sha256"], f"candidate-{ctx.round.number}"
+        ctx.store.folder / trained["adapter"],
+        trained["adapter_sha256"],
+        f"candidate-{ctx.round.number}",
     )
     change = ctx.companion.check_adapter_acts()
     looks = [_look(ctx, panel, prompts, before, 1.0, 0)]

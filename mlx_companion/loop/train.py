@@ -58,7 +58,7 @@ def train(ctx: RoundContext) -> dict[str, Any]:
     ctx.companion.use_base()
     ctx.store.runs.finish(run.id, summary={"train_loss": result.train_loss})
     return {
-        "adapter": str(Path(result.adapter)),
+        "adapter": str(Path(result.adapter).relative_to(ctx.store.folder)),
         "adapter_sha256": result.adapter_sha256,
         "run": run.id,
         "rows": len(samples),
