@@ -7,7 +7,6 @@ and leave out what it does not hold, so that a stored report of an older version
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -42,9 +41,9 @@ def print_round(console: Console, report: Report) -> None:
         console: any width from 60 columns on.
         report: the round's report; parts that it does not have are left out.
     """
-    base, candidate = report.get("base_version", "base"), report.get("candidate")
-    versions = f"{base} against {candidate}" if candidate else f"{base} stays"
-    _heading(console, f"Round {report.get('round', '')}: {versions}")
+    base = report.get("base_version", "base")
+    candidate = report.get("candidate") or "what was trained on it"
+    _heading(console, f"Round {report.get('round', '')}: {base} against {candidate}")
     console.print(_headline(console, report))
     table = rule_table(report.get("rules") or [])
     if table.row_count:
@@ -74,9 +73,9 @@ def outcome_sentence(report: Report) -> str:
         return f"Rejected: the new version does harm, so {base} stays active."
     effect = formats.real(report.get("detectable_effect"))
     sight = ""
-    if effect is not None:
-        gain = math.ceil(100 * effect - 1e-9)
-        sight = f" A gain of {gain} points or more would have been found (power 80 %)."
+    # A report's reasons say it too.
+    if effect is not None and not report.get("reasons"):
+        sight = f" A gain of {100 * effect:.0f} points or more would have been found (power 80 %)."
     return f"Inconclusive: neither gain nor harm is shown, so {base} stays active.{sight}"
 
 
@@ -256,4 +255,6 @@ def _change(row: _Figure) -> str:
         return ""
     if row.write is formats.share:
         return formats.change(difference)
+    if not difference:
+        return "±0"
     return formats.number(difference, 0 if row.write is formats.count else 2, signed=True)

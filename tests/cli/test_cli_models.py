@@ -157,6 +157,12 @@ def test_finetune_makes_an_adapter_that_generate_uses(
     tuned = run("generate", "What is 3?", "--model", model, "--max-tokens", "8", *adapter)
     assert tuned.exit_code == 0, tuned.output
     assert tuned.stdout != plain
+    again = ["finetune", *words, "--epochs", "1"]
+    refused = run(*again)
+    assert refused.exit_code == 1
+    assert "another run" in refused.stderr
+    assert run(*again, "--no-resume").exit_code == 0
+    assert json.loads((out / "run.json").read_text())["train"]["epochs"] == 1
 
 
 def test_finetune_refuses_malformed_data(run: Run, model: str, tmp_path: Path) -> None:

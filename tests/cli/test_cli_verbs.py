@@ -196,7 +196,8 @@ def test_options_reach_the_loop(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setenv("MLX_COMPANION_TEST_POISON", "garbage")
     file = tmp_path / "loop.yaml"
     file.write_text("model: from-file\nseed: 3\ngate:\n  alpha: 0.02\n  scale_steps: 1\n")
-    words = ["--config", str(file), "--set", "gate.alpha=0.01", "--set", "lora.rank=4"]
+    words = ["--config", str(file), "--set", "gate.alpha=0.01", "--set", "seed=5"]
+    words += ["--set", "lora.rank=4"]
     words += ["--model", "given", "--profile", "p", "--rounds", "2", "--review", "--seed", "9"]
     assert run("improve", *words, "--data-dir", str(tmp_path / "home")).exit_code == 0
     assert len(calls) == 2

@@ -220,7 +220,8 @@ def test_a_second_ctrl_c_ends_the_reply_at_once(
 
 
 def test_a_termination_ends_the_chat(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
-    chat.companion.between = lambda: signal.raise_signal(signal.SIGTERM)  # type: ignore[attr-defined]
+    signals = iter([lambda: signal.raise_signal(signal.SIGTERM)])
+    chat.companion.between = lambda: next(signals, lambda: None)()  # type: ignore[attr-defined]
     printed, _ = piped(chat, b"one\ntwo\n", monkeypatch)
     assert "two" not in printed
 

@@ -39,7 +39,8 @@ def sample(**changes: Any) -> dict[str, Any]:
         ],
         "gate": [
             pair("bread", "cooking", False, True), pair("rice", "cooking", False, True),
-            pair("maps", "travel", False, True), pair("songs", "music", True, False),
+            pair("maps", "travel", False, True), pair("stars", "science", False, True),
+            pair("songs", "music", True, False),
         ],
     }  # fmt: skip
     return report | changes
@@ -146,11 +147,6 @@ def test_an_old_terminal_gets_marks_it_can_write() -> None:
         ),
         (
             {"outcome": "inconclusive", "deployed": False},
-            "Inconclusive: neither gain nor harm is shown, so v0001 stays active. "
-            "A gain of 11 points or more would have been found (power 80 %).",
-        ),
-        (
-            {"outcome": "inconclusive", "deployed": False, "detectable_effect": None},
             "Inconclusive: neither gain nor harm is shown, so v0001 stays active.",
         ),
     ],
@@ -161,6 +157,21 @@ def test_the_outcome_is_told_in_plain_words(changes: dict[str, Any], expected: s
     lines = " ".join(printed(report, width=200))
     assert expected in lines
     assert "- Both judges see a gain." in lines
+
+
+def test_without_reasons_the_detectable_gain_is_told() -> None:
+    unclear = sample(outcome="inconclusive", deployed=False, reasons=[])
+    assert outcome_sentence(unclear).endswith(
+        " A gain of 11 points or more would have been found (power 80 %)."
+    )
+
+
+def test_no_change_is_written_as_such() -> None:
+    assert row(printed(sample(distinct_after=158)), "distinct replies")[3] == "±0"
+
+
+def test_a_round_without_a_candidate_has_a_heading() -> None:
+    assert "Round 2: v0001 against what was trained on it" in printed(sample(candidate=None))
 
 
 def test_a_report_may_lack_anything() -> None:
