@@ -41,7 +41,15 @@ REPLIES = [
 
 
 # Enough training for a random model to learn something from a dozen rows.
-TAUGHT = {"lora.rank": 8, "train.lr": 3e-2, "train.epochs": 15, "train.save_every": 10}
+TAUGHT = {
+    "lora.rank": 8,
+    "train.lr": 3e-2,
+    "train.epochs": 20,
+    "train.batch_tokens": 2048,
+    "train.save_every": 5,
+    "serve.max_tokens": 16,
+    "collect.gate_items": 32,
+}
 # How ready a model is to end its reply: one never ends, one ends after about ten tokens.
 TALKATIVE, BRIEF = -2.0, 1.5
 

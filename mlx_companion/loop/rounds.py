@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from mlx_companion.errors import (
-    AdapterError,
+    CompanionError,
     ConfigError,
-    DataError,
     DiskFullError,
+    DownloadError,
     LoopError,
+    MissingExtraError,
     Stopped,
-    TrainingError,
+    StoreError,
 )
 from mlx_companion.loop.collect import collect
 from mlx_companion.loop.companion import Companion
@@ -43,6 +44,7 @@ from mlx_companion.loop.report import write_report
 from mlx_companion.loop.summary import summarize
 from mlx_companion.loop.train import train
 from mlx_companion.models import LanguageModel, load
+from mlx_companion.personality import load_profile
 from mlx_companion.runtime.config import load_config, to_dict
 from mlx_companion.runtime.logs import get_logger
 from mlx_companion.runtime.memory import peak_memory_mb
@@ -62,8 +64,8 @@ STEPS: dict[str, Callable[[RoundContext], dict[str, Any]]] = {
     "gate": gate,
     "deploy": deploy,
 }
-# A step that raised one of these would raise it again.
-_HOPELESS = (AdapterError, DataError, LoopError, TrainingError)
+# Other errors of this package would be raised again by the next attempt at the step.
+_PASSING = (DiskFullError, DownloadError, MissingExtraError, StoreError)
 _MOST_ATTEMPTS = 3
 _log = get_logger(__name__)
 
@@ -102,8 +104,9 @@ def improve(
         poison: for tests only: spoils the training targets ("garbage" or "repeat").
 
     Raises:
+        ConfigError: the profile cannot be used.
         LoopError: the cool-down is not over, the limit of rounds is reached, or a round
-            has nothing to learn from.
+            has nothing to learn from (it is then over; the next call begins another).
         Stopped: the switch was thrown; calling again goes on.
         StoreError: another process is improving the same store.
     """
@@ -114,6 +117,8 @@ def improve(
     assert store is not None
     try:
         with store.exclusive("improve"):
+            # First of all: an interrupted round must not be given up for a slip in the profile.
+            load_profile(config.profile)
             base = lm or load(config.model)
             results: list[RoundResult] = []
             while len(results) < config.rounds:
@@ -247,7 +252,8 @@ def _note_failure(ctx: RoundContext, state: Step, error: Exception) -> None:
         # Nothing can be written now, and nothing is wrong with the round.
         return
     ctx.store.rounds.fail_step(ctx.round.id, state.step, f"{type(error).__name__}: {error}")
-    if isinstance(error, _HOPELESS) or state.attempts >= _MOST_ATTEMPTS:
+    hopeless = isinstance(error, CompanionError) and not isinstance(error, _PASSING)
+    if hopeless or state.attempts >= _MOST_ATTEMPTS:
         _end(ctx.store, ctx.round, "failed", {"step": state.step, "error": str(error)})
 
 
