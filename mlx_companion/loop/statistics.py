@@ -66,8 +66,9 @@ def clustered_lower_bound(
         The `alpha` quantile of the resampled means.
     """
     values = np.asarray(differences, dtype=np.float64)
-    names = np.asarray(clusters)
-    groups = [values[names == name] for name in dict.fromkeys(clusters)]
+    # One topic says nothing of how topics differ; then items are drawn after all.
+    names = np.asarray(clusters if len(set(clusters)) > 1 else range(len(values)))
+    groups = [values[names == name] for name in dict.fromkeys(names.tolist())]
     sums = np.array([group.sum() for group in groups])
     sizes = np.array([len(group) for group in groups])
     picks = np.random.default_rng(seed).integers(0, len(groups), (resamples, len(groups)))
@@ -100,15 +101,17 @@ def detectable_effect(
     Returns:
         A share in (0, 1]; 1.0 when even the largest possible effect would be missed.
 
-    Reference: normal approximation to the paired test (Connor, Biometrics 1987).
+    Reference: exact power of McNemar's test, summed over the number of discordant pairs.
     """
-    z_alpha, z_power = stats.norm.ppf(1 - alpha), stats.norm.ppf(power)
+    changed = np.arange(items + 1)
+    # The fewest gains among so many changed pairs that the test calls significant.
+    least = stats.binom.isf(alpha, changed, 0.5) + 1
 
-    def shortfall(effect: float) -> float:
+    def surplus(effect: float) -> float:
         share = max(discordant, effect)
-        spread = math.sqrt(max(share - effect**2, 0.0))
-        return z_alpha * math.sqrt(share) + z_power * spread - effect * math.sqrt(items)
+        found = stats.binom.sf(least - 1, changed, (share + effect) / (2 * share))
+        return float(found @ stats.binom.pmf(changed, items, share)) - power
 
-    if shortfall(1.0) > 0:
+    if surplus(1.0) < 0:
         return 1.0
-    return float(optimize.brentq(shortfall, 1e-9, 1.0))
+    return float(optimize.brentq(surplus, 0.0, 1.0))
