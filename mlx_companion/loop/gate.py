@@ -23,7 +23,7 @@ import numpy as np
 
 from mlx_companion.loop.collect import RoundPrompt
 from mlx_companion.loop.context import RoundContext
-from mlx_companion.loop.judge import TEXT_JUDGES, as_candidate, gate_panel, thresholds
+from mlx_companion.loop.judge import TEXT_JUDGES, gate_panel, judged, thresholds
 from mlx_companion.loop.judges import Panel, Score, Verdict, normalized
 from mlx_companion.loop.measures import divergence, general_perplexity
 from mlx_companion.loop.statistics import (
@@ -33,7 +33,7 @@ from mlx_companion.loop.statistics import (
     mcnemar_greater,
 )
 from mlx_companion.lora import set_multiplier
-from mlx_companion.store import Example, Judgement, NewExample
+from mlx_companion.store import Example, NewExample
 
 __all__ = ["Arm", "Look", "Margin", "decide", "gate"]
 
@@ -160,7 +160,7 @@ def _arm(ctx: RoundContext, panel: Panel, prompts: list[RoundPrompt], label: str
         by_prompt = {e.prompt_id: e for e in _sampled(ctx, prompts, label)}
     examples = [by_prompt[prompt.id] for prompt in prompts]
     if any(example.verdict is None for example in examples):
-        verdicts = _judged(ctx, panel, examples)
+        verdicts = judged(ctx, panel, examples, OBJECTIVE)
     else:
         verdicts = [_stored_verdict(example) for example in examples]
     return Arm(label, examples, verdicts, general_perplexity(ctx))
@@ -189,21 +189,6 @@ def _sampled(ctx: RoundContext, prompts: list[RoundPrompt], label: str) -> list[
             for prompt, reply in zip(prompts, replies, strict=True)
         ],
     )
-
-
-def _judged(ctx: RoundContext, panel: Panel, examples: list[Example]) -> list[Verdict]:
-    with ctx.companion.as_base():
-        verdicts = panel.judge([as_candidate(example) for example in examples])
-    ctx.store.examples.judge_many(
-        Judgement(
-            example.id,
-            "good" if verdict.passes(*OBJECTIVE) else "bad",
-            verdict.as_dict(),
-            verdict.reason or None,
-        )
-        for example, verdict in zip(examples, verdicts, strict=True)
-    )
-    return verdicts
 
 
 def _stored_verdict(example: Example) -> Verdict:

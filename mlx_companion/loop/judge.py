@@ -31,6 +31,7 @@ from mlx_companion.loop.judges import (
     StockJudge,
     StyleJudge,
     TruncationJudge,
+    Verdict,
     calibrate,
     information_gain,
     separation,
@@ -45,6 +46,7 @@ __all__ = [
     "as_candidate",
     "gate_panel",
     "judge",
+    "judged",
     "pairs_split",
     "thresholds",
     "train_panel",
@@ -82,9 +84,9 @@ def judge(ctx: RoundContext) -> dict[str, Any]:
     lines = thresholds(ctx)
     ctx.progress.advance("judge", 1, 3, "thresholds measured")
     generated = [e for e in examples if e.source == "generated"]
-    dropped = _judge(ctx, train_panel(ctx, lines), generated)
+    dropped = _objections(judged(ctx, train_panel(ctx, lines), generated))
     ctx.progress.advance("judge", 2, 3, "samples judged")
-    _judge(ctx, Panel([TruncationJudge()]), [e for e in examples if e.source == "general"])
+    judged(ctx, Panel([TruncationJudge()]), [e for e in examples if e.source == "general"])
     accepted = len(generated) - sum(dropped.values())
     return {
         "accepted": accepted,
@@ -142,24 +144,43 @@ def as_candidate(example: Example) -> Candidate:
     )
 
 
-def _judge(ctx: RoundContext, panel: Panel, examples: Sequence[Example]) -> Counter[str]:
-    """Store the verdicts; returns how many samples each judge (or rule) turned down."""
+def judged(
+    ctx: RoundContext,
+    panel: Panel,
+    examples: Sequence[Example],
+    needed: Sequence[str] | None = None,
+) -> list[Verdict]:
+    """Judge samples with the base model underneath, and store every score and reason.
+
+    Args:
+        needed: judges that must pass a good sample; None for all that see it.
+    """
     with ctx.companion.as_base():
         verdicts = panel.judge([as_candidate(example) for example in examples])
     ctx.store.examples.judge_many(
         Judgement(
             example.id,
-            "good" if verdict.good else "bad",
+            "good" if _is_good(verdict, needed) else "bad",
             verdict.as_dict(),
             verdict.reason or None,
         )
         for example, verdict in zip(examples, verdicts, strict=True)
     )
-    reasons = [verdict.reason for verdict in verdicts if not verdict.good]
-    return Counter(
-        ": ".join(reason.split(": ")[:2]) if reason.startswith("style") else reason.split(": ")[0]
-        for reason in reasons
-    )
+    return verdicts
+
+
+def _is_good(verdict: Verdict, needed: Sequence[str] | None) -> bool:
+    return verdict.good if needed is None else verdict.passes(*needed)
+
+
+def _objections(verdicts: Sequence[Verdict]) -> Counter[str]:
+    """How many samples each judge turned down; for style, how many each rule did."""
+    counts: Counter[str] = Counter()
+    for verdict in verdicts:
+        if not verdict.good:
+            parts = verdict.reason.split(": ")
+            counts[": ".join(parts[: 2 if parts[0] == "style" else 1])] += 1
+    return counts
 
 
 def _text_judges(ctx: RoundContext) -> list[Judge]:

@@ -40,7 +40,8 @@ def mix(ctx: RoundContext) -> dict[str, Any]:
     feedback = _stored_feedback(ctx)
     general = [e for e in good if e.source == "general" and e.round_id == ctx.round.id]
     general = general[: config.max_rows * config.general_percent // 100]
-    room = max(0, config.max_rows - len(feedback) - len(general))
+    by_people = max(len(feedback), round(config.max_rows * (1 - config.synthetic_ceiling)))
+    room = max(0, config.max_rows - by_people - len(general))
     generated = pick([e for e in good if e.source == "generated"], config.per_prompt, room)
     if not generated and not feedback:
         raise LoopError(

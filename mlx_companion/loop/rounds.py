@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from mlx_companion.errors import (
     CompanionError,
@@ -111,6 +111,8 @@ def improve(
         StoreError: another process is improving the same store.
     """
     config = config or LoopConfig()
+    if poison not in (None, *get_args(Poison)):
+        raise ConfigError(f"poison={poison!r} is unknown: give one of {get_args(Poison)}")
     progress = progress or Silent()
     opened = None if store is not None else Store()
     store = store or opened

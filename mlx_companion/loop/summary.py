@@ -83,7 +83,7 @@ def explain(gate: dict[str, Any], deployed: dict[str, Any]) -> list[str]:
         sentences.append("Harm is shown, so the old version stays.")
     if gate["outcome"] == "deploy" and gate["scale"] < 1:
         sentences.append(f"The adapter was scaled down to {gate['scale']:.2f} to keep its margins.")
-    return [*sentences, f"{deployed['summary'][:1].upper()}{deployed['summary'][1:]}."]
+    return [*sentences, f"{deployed['summary']}."]
 
 
 def _in_order(ctx: RoundContext, prompts: Sequence[RoundPrompt], label: str) -> list[Example]:
