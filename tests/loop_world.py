@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlx_companion.loop.config import LoopConfig
 from mlx_companion.runtime.config import load_config, parse_overrides
 from mlx_companion.store import Store
+
+if TYPE_CHECKING:
+    from mlx_companion.loop import RoundResult
 
 PROFILE = """
 name: lenient
@@ -121,6 +124,14 @@ def _set_ending(llama: Path, ending: float) -> None:
     head[ends] = 0.0
     head[ends, 0] = ending
     save_file(weights, llama / "model.safetensors", metadata={"format": "pt"})
+
+
+def one_round(folder: Path, poison: Any = None, **changes: Any) -> RoundResult:
+    """A round with enough training on the world in `folder`; `changes` as in `settings`."""
+    from mlx_companion.loop import improve
+
+    with Store(folder / "companion.db") as store:
+        return improve(settings(folder, **{**TAUGHT, **changes}), store=store, poison=poison)[0]
 
 
 def main(folder: Path, changes: list[str]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from loop_world import BRIEF, TALKATIVE, TAUGHT, build, settings
+from loop_world import BRIEF, TAUGHT, build, one_round, settings
 
 from mlx_companion.errors import LoopError, Stopped, StoreError
 from mlx_companion.loop import Companion, RoundResult, diff, improve, promote, rollback
@@ -64,11 +64,6 @@ class Listener(Silent):
             self.switch.request("test")
 
 
-def one_round(folder: Path, poison: Any = None, **changes: Any) -> RoundResult:
-    with Store(folder / "companion.db") as store:
-        return improve(settings(folder, **{**TAUGHT, **changes}), store=store, poison=poison)[0]
-
-
 def interrupted(folder: Path, step: str, **changes: Any) -> None:
     listener = Listener(stop_in=step)
     with Store(folder / "companion.db") as store, pytest.raises(Stopped):
@@ -83,41 +78,6 @@ def interrupted(folder: Path, step: str, **changes: Any) -> None:
 def logits(companion: Companion, prompt: str = "Is the kettle on?") -> np.ndarray:
     tokens = mx.array([render(companion.lm, prompt)])
     return np.array(companion.lm.model(tokens)[0, -1])
-
-
-@pytest.fixture(scope="module")
-def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A world before its first round."""
-    folder = tmp_path_factory.mktemp("fresh")
-    build(folder, ending=TALKATIVE)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def finished(fresh: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RoundResult]:
-    """A world after one round that was deployed, and that round. Copy it before writing."""
-    folder = tmp_path_factory.mktemp("finished")
-    shutil.copytree(fresh, folder, dirs_exist_ok=True)
-    return folder, one_round(folder)
-
-
-@pytest.fixture
-def world(fresh: Path, finished: tuple[Path, RoundResult], tmp_path: Path) -> Path:
-    """A world before its first round, its thresholds measured, to do anything with."""
-    shutil.copytree(fresh, tmp_path / "world")
-    with (
-        Store(finished[0] / "companion.db") as measured,
-        Store(tmp_path / "world" / "companion.db") as store,
-    ):
-        for key, value in measured.settings.all().items():
-            store.settings.set(key, value)
-    return tmp_path / "world"
-
-
-@pytest.fixture
-def deployed(finished: tuple[Path, RoundResult], tmp_path: Path) -> Path:
-    """A world after its first round, to do anything with."""
-    return shutil.copytree(finished[0], tmp_path / "deployed")
 
 
 def test_round_is_reported_and_recorded(finished: tuple[Path, RoundResult]) -> None:
@@ -167,7 +127,7 @@ def test_better_version_is_deployed_and_acts(finished: tuple[Path, RoundResult])
 
 
 def test_checkpoints_go_and_few_backups_stay(world: Path) -> None:
-    for number in range(7):
+    for number in range(6):
         one_round(world, mode="dry-run", **{"train.epochs": 1, "collect.gate_items": 4})
         folder = world / "rounds" / f"{number + 1:04d}"
         assert (folder / "train" / "adapter").is_dir()
@@ -274,14 +234,15 @@ def test_interrupted_round_goes_on_as_if_nothing_had_happened(
 
 
 def test_same_seed_same_figures_other_seed_other_figures(
-    world: Path, finished: tuple[Path, RoundResult], fresh: Path, tmp_path: Path
+    world: Path, finished: tuple[Path, RoundResult]
 ) -> None:
-    again = one_round(world).report
     whole = finished[1].report
+    other = one_round(
+        shutil.copytree(world, world.parent / "other"), seed=1, **{"train.epochs": 1}
+    ).report
+    assert [row["before"] for row in other["gate"]] != [row["before"] for row in whole["gate"]]
+    again = one_round(world).report
     assert {name: again[name] for name in FIGURES} == {name: whole[name] for name in FIGURES}
-    other = one_round(shutil.copytree(fresh, tmp_path / "other"), seed=1).report
-    replies = [[row["after"] for row in each["gate"]] for each in (whole, other)]
-    assert replies[0] != replies[1]
 
 
 def test_resumed_round_keeps_its_settings_but_obeys_the_mode(world: Path) -> None:
@@ -350,7 +311,7 @@ def test_poisoned_round_is_rejected(tmp_path: Path, poison: str) -> None:
 
 
 def test_poison_does_not_replace_a_deployed_version(deployed: Path) -> None:
-    report = one_round(deployed, "garbage").report
+    report = one_round(deployed, "garbage", **{"train.epochs": 5}).report
     assert (report["outcome"], report["version"]) == ("reject", "v0002")
     assert report["after"] < report["before"]
     assert len(report["tries"]) > 1, "a smaller scale is tried before the reject"
