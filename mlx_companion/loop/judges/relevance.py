@@ -77,7 +77,8 @@ def calibrate(
     if len(good) == 0 or len(bad) == 0:
         raise LoopError("calibration needs at least one real and one shuffled pair")
     values = np.unique(np.concatenate([good, bad]))
-    cuts = (values[1:] + values[:-1]) / 2 if len(values) > 1 else values
+    # The lowest cut keeps all, so that `least_kept` can always be met.
+    cuts = np.concatenate([values[:1], (values[1:] + values[:-1]) / 2])
     kept = 1 - np.searchsorted(good, cuts) / len(good)
     refused = np.searchsorted(bad, cuts) / len(bad)
     gain = np.where(kept >= least_kept, kept + refused, -1.0)
