@@ -94,7 +94,7 @@ class JudgeConfig:
     """
 
     encoder: str = DEFAULT_ENCODER
-    least_new_words: int = 3
+    least_new_words: int = 2
     least_kept: float = 0.9
     relevance_threshold: float | None = None
     likelihood_threshold: float | None = None

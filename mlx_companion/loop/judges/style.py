@@ -71,7 +71,7 @@ class EchoJudge:
 
     name = "echo"
 
-    def __init__(self, least: int = 3) -> None:
+    def __init__(self, least: int = 2) -> None:
         self._least = least
 
     def score(self, candidates: Sequence[Candidate]) -> list[Score]:
