@@ -87,23 +87,6 @@ def _attend_vjp(primals: Any, cotangent: mx.array, output: mx.array) -> Any:
     return ds @ k, ds.swapaxes(-1, -2) @ q, dv, mx.zeros_like(bias)
 
 
-@mx.custom_function
-def _cross_entropy(logits: mx.array, labels: mx.array) -> mx.array:
-    largest = logits.max(axis=-1, keepdims=True)
-    total = _exp_below(logits - largest).sum(axis=-1)
-    picked = mx.take_along_axis(logits, labels[:, None], axis=-1)
-    return mx.log(total) + (largest - picked).squeeze(-1)
-
-
-@_cross_entropy.vjp
-def _cross_entropy_vjp(primals: Any, cotangent: mx.array, output: mx.array) -> Any:
-    logits, labels = primals
-    shifted = _exp_below(logits - logits.max(axis=-1, keepdims=True))
-    probabilities = shifted * (cotangent / shifted.sum(axis=-1))[:, None]
-    rows = mx.arange(labels.size)
-    return probabilities.at[rows, labels].subtract(cotangent), mx.zeros_like(labels)
-
-
 def swiglu(gate: mx.array, x: mx.array) -> mx.array:
     """gate * sigmoid(gate) * x, elementwise; in place of `mlx_lm.models.activations.swiglu`."""
     if gate.dtype != mx.float32 or x.dtype != mx.float32:
@@ -112,12 +95,27 @@ def swiglu(gate: mx.array, x: mx.array) -> mx.array:
     return result
 
 
-def cross_entropy(logits: mx.array, labels: mx.array) -> mx.array:
-    """Negative log-probability of each label in nats: logits (N, V), labels (N,) give (N,)."""
-    if logits.dtype != mx.float32:
-        logits = logits.astype(mx.float32)
-    result: Any = _cross_entropy(logits, labels)
-    return result
+def cross_entropy(
+    logits: mx.array, labels: mx.array, weights: mx.array
+) -> tuple[mx.array, mx.array]:
+    """Cross-entropy and its gradient, from one pass of exponentials.
+
+    Args:
+        logits: (N, V) float32.
+        labels: (N,) int.
+        weights: (N,) what each row counts.
+
+    Returns:
+        The weighted sum in nats, and its gradient in the logits (N, V).
+    """
+    largest = logits.max(axis=-1, keepdims=True)
+    shifted = _exp_below(logits - largest)
+    total = shifted.sum(axis=-1)
+    picked = mx.take_along_axis(logits, labels[:, None], axis=-1)
+    losses = mx.log(total) + (largest - picked).squeeze(-1)
+    gradient = shifted * (weights / total)[:, None]
+    gradient = gradient.at[mx.arange(labels.size), labels].subtract(weights)
+    return (losses * weights).sum(), gradient
 
 
 def attention(

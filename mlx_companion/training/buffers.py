@@ -1,9 +1,9 @@
-"""How much freed memory MLX keeps for reuse while training.
+"""Memory between the operations of a step: what MLX keeps, and what the system gets back.
 
-On Linux CPUs MLX keeps only 32 MB, so that nearly every operation on a few megabytes gets fresh
-pages from the system; half of a step's elementwise time was page faults. On GPUs it keeps as much
-as it ever used, which grows as batches of ever new shapes come by. Both are set to a share of the
-machine's memory for the time of a run.
+On GPUs MLX keeps every freed buffer for reuse, which grows as batches of ever new shapes come by;
+here the cache is bounded for the time of a run. On Linux CPUs its cache is small and the C library
+hands buffers back to the system at once, which costs more than many operations themselves; there
+the C library is told to keep them (see `runtime/allocator.py`) and to give them back at the end.
 """
 
 from __future__ import annotations
@@ -13,29 +13,23 @@ from contextlib import contextmanager
 
 import mlx.core as mx
 
-# A step's largest buffers come back in the next step; more than this is only fragments.
-_SHARE = 0.125
-_LEAST = 512 * 10**6
-_MOST = 4 * 10**9
+from mlx_companion.runtime.allocator import keep_freed_memory, return_freed_memory
+
+# A step's largest buffers come back in the next step; more than this is fragments.
+GPU_CACHE_BYTES = 2 * 10**9
 
 
 @contextmanager
-def buffer_cache(limit: int | None = None) -> Iterator[int]:
-    """Bound MLX's cache of freed buffers inside the block, and empty it at the end.
-
-    Args:
-        limit: bytes; None for an eighth of the machine's memory, between 0.5 and 4 GB.
-
-    Yields:
-        The limit.
-    """
-    import psutil
-
-    if limit is None:
-        limit = int(min(_MOST, max(_LEAST, _SHARE * psutil.virtual_memory().total)))
-    before = mx.set_cache_limit(limit)
+def buffers_for_training() -> Iterator[None]:
+    """Set the policy inside the block, and give freed memory back at its end."""
+    on_cpu = mx.default_device().type == mx.DeviceType.cpu
+    if on_cpu:
+        keep_freed_memory()
+    before = None if on_cpu else mx.set_cache_limit(GPU_CACHE_BYTES)
     try:
-        yield limit
+        yield
     finally:
-        mx.set_cache_limit(before)
+        if before is not None:
+            mx.set_cache_limit(before)
         mx.clear_cache()
+        return_freed_memory()

@@ -83,7 +83,7 @@ class GradientEngine:
         gradients = results[0][1] if onto is None else _plus(onto.gradients, results[0][1])
         for _, more in results[1:]:
             gradients = _plus(gradients, more)
-        mx.eval(gradients, [values for values, _ in results])
+        mx.eval([values for values, _ in results], _last_layer_first(gradients))
         return Accumulated(
             _sum(loss for (loss, _), _ in results) + (onto.loss if onto else 0.0),
             _sum(count for (_, count), _ in results) + (onto.targets if onto else 0.0),
@@ -150,6 +150,13 @@ def _rows(batch: Batch, rows: np.ndarray) -> Batch:
         batch.lengths[kept],
         tuple(batch.indices[row] for row in rows),
     )
+
+
+def _last_layer_first(gradients: Any) -> list[mx.array]:
+    # MLX computes results in the order given. Asked for the first layer's gradients first, it
+    # would walk all the way back and keep every layer's activations for later.
+    arrays: dict[str, mx.array] = dict(tree_flatten(gradients))
+    return list(arrays.values())[::-1]
 
 
 def _sum(values: Iterable[mx.array]) -> float:

@@ -26,8 +26,10 @@ from mlx_companion.models.heads import split_head
 from mlx_companion.models.prefix import can_share, run_prefixed, shared_length
 from mlx_companion.text.batches import Batch
 
-# Float32 logits of a chunk: 32 MB, which a processor's cache about holds.
-_CHUNK_ELEMENTS = 2**23
+# Float32 logits of a chunk take 17 MB; shorter chunks make the products less efficient.
+_CHUNK_ELEMENTS = 2**22
+Head = Callable[[mx.array], mx.array]
+
 _HEAD_NAMES = ("lm_head.", "model.embed_tokens.")
 
 
@@ -135,57 +137,71 @@ def _unshared(picked: Targets) -> Targets:
 
 def _head_loss(
     model: nn.Module,
-    head: Callable[[mx.array], mx.array],
+    head: Head,
     hidden: mx.array,
     labels: mx.array,
     weights: mx.array,
 ) -> mx.array:
-    def part(h: mx.array, y: mx.array, w: mx.array) -> mx.array:
-        return (_cross_entropy(head(h), y) * w).sum()
-
-    vocabulary = _vocabulary(model, head, hidden)
-    size = chunk_rows(vocabulary, len(hidden))
+    size = chunk_rows(_vocabulary(model, head, hidden), len(hidden))
     if model.training and not _head_trains(model):
-        return _sliced_with_gradient(part, size)(hidden, labels, weights)[0]
-    starts = range(0, len(hidden), size)
-    return sum(
-        (part(hidden[i : i + size], labels[i : i + size], weights[i : i + size]) for i in starts),
-        mx.array(0.0),
-    )
+        return _with_gradient(head, size)(hidden, labels, weights)[0]
+    total = mx.array(0.0)
+    for i in range(0, len(hidden), size):
+        logits = head(_after(hidden[i : i + size], total)).astype(mx.float32)
+        losses = mx.fast.cross_entropy(logits, labels[i : i + size])
+        total = total + (losses * weights[i : i + size]).sum()
+    return total
 
 
-def _sliced_with_gradient(part: Callable[..., mx.array], size: int) -> Any:
-    """Sum `part` over slices; the gradient in its first argument is computed along the way."""
+def _with_gradient(head: Head, size: int) -> Any:
+    """(hidden, labels, weights) to (loss sum, its gradient in hidden), in slices of `size` rows.
+
+    The gradient is computed along the way, when a slice's logits are there; the backward pass only
+    scales it. The head itself gets no gradient.
+    """
 
     @mx.custom_function
     def total(h: mx.array, y: mx.array, w: mx.array) -> tuple[mx.array, mx.array]:
         losses: list[mx.array] = []
         slopes: list[mx.array] = []
         for i in range(0, len(h), size):
-            own = h[i : i + size]
-            if slopes:
-                # One slice after the other, or all logits would be in memory at once.
-                (own,) = mx.depends([own], [slopes[-1]])
-            loss, slope = mx.value_and_grad(part)(own, y[i : i + size], w[i : i + size])
+            own = _after(h[i : i + size], slopes[-1]) if slopes else h[i : i + size]
+            logits = head(own)
+            loss, slope = _cross_entropy(
+                logits.astype(mx.float32), y[i : i + size], w[i : i + size]
+            )
+            # Only products of `slope` come out of this; nothing of the head runs twice.
+            _, products = mx.vjp(head, [own], [slope.astype(logits.dtype)])
             losses.append(loss)
-            slopes.append(slope)
+            slopes.append(products[0])
         return mx.stack(losses).sum(), mx.concatenate(slopes)
 
     @total.vjp
     def total_vjp(primals: Any, cotangents: Any, outputs: Any) -> Any:
         _, y, w = primals
-        return cotangents[0] * outputs[1], mx.zeros_like(y), mx.zeros_like(w)
+        slope = (cotangents[0] * outputs[1]).astype(outputs[1].dtype)
+        return slope, mx.zeros_like(y), mx.zeros_like(w)
 
     return total
 
 
-def _cross_entropy(logits: mx.array, labels: mx.array) -> mx.array:
+def _cross_entropy(
+    logits: mx.array, labels: mx.array, weights: mx.array
+) -> tuple[mx.array, mx.array]:
+    """Weighted sum of float32 cross-entropies, and its gradient in the logits."""
     if fast_cpu.wanted():
-        return fast_cpu.cross_entropy(logits, labels)
-    return mx.fast.cross_entropy(logits.astype(mx.float32), labels)
+        return fast_cpu.cross_entropy(logits, labels, weights)
+    loss = (mx.fast.cross_entropy(logits, labels) * weights).sum()
+    gradient = mx.softmax(logits, axis=-1) * weights[:, None]
+    return loss, gradient.at[mx.arange(labels.size), labels].subtract(weights)
 
 
-def _vocabulary(model: nn.Module, head: Callable[[mx.array], mx.array], hidden: mx.array) -> int:
+def _after(value: mx.array, earlier: mx.array) -> mx.array:
+    """`value`, computed after `earlier`: all slices at once would be all logits at once."""
+    return mx.depends([value], [earlier])[0]
+
+
+def _vocabulary(model: nn.Module, head: Head, hidden: mx.array) -> int:
     known = getattr(model, "_companion_vocabulary", None)
     if known is None:
         # Shapes are known without computing anything.

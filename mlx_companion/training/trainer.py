@@ -31,7 +31,7 @@ from mlx_companion.runtime.seeds import seed_everything
 from mlx_companion.runtime.stop import NEVER, StopSwitch
 from mlx_companion.text.batches import LengthBuckets
 from mlx_companion.training import snapshot
-from mlx_companion.training.buffers import buffer_cache
+from mlx_companion.training.buffers import buffers_for_training
 from mlx_companion.training.callbacks import Callback
 from mlx_companion.training.checkpoint import Arrays, Checkpoint, CheckpointFolder
 from mlx_companion.training.config import TrainConfig
@@ -129,7 +129,7 @@ class Trainer:
         with ExitStack() as stack:
             stack.callback(self._close)
             stack.enter_context(fast_cpu(self.model))
-            stack.enter_context(buffer_cache())
+            stack.enter_context(buffers_for_training())
             stack.enter_context(recompute_layers(self.model, self.config.gradient_checkpointing))
             streams = stack.enter_context(parallel_streams())
             stack.callback(self.model.eval)
