@@ -53,6 +53,13 @@ TAUGHT = {
     "serve.max_tokens": 16,
     "collect.gate_items": 32,
 }
+# For rounds whose result is not the point.
+QUICK = {
+    "collect.max_prompts": 4,
+    "collect.gate_items": 4,
+    "generate.samples_per_prompt": 1,
+    "train.epochs": 1,
+}
 # How ready a model is to end its reply: one never ends, one ends after about ten tokens.
 TALKATIVE, BRIEF = -2.0, 1.5
 

@@ -51,7 +51,7 @@ def collect(ctx: RoundContext) -> dict[str, Any]:
     own = _own_prompts(ctx.encoder, [interaction.prompt for interaction, _ in told], config)
     testing = {p.id for p in own if is_gate_prompt(p.prompt, config.gate_percent)}
     own_train = [p for p in own if p.id not in testing]
-    own_gate = [p for p in own if p.id in testing and not _packaged_gate(p.prompt)]
+    own_gate = [p for p in own if p.id in testing and normalized(p.prompt) not in _splits()]
     packaged = len(own) < config.least_prompts
     if packaged:
         asked = {normalized(p.prompt) for p in own_train}
@@ -79,10 +79,13 @@ def collect(ctx: RoundContext) -> dict[str, Any]:
 def is_gate_prompt(prompt: str, percent: int) -> bool:
     """Whether a prompt of the person's own belongs to the gate, for good and by its words.
 
-    One that is also a packaged gate prompt does: it must not train.
+    One that is packaged too stays on the side where it is packaged.
     """
-    digest = hashlib.sha256(normalized(prompt).encode("utf-8")).digest()
-    return int.from_bytes(digest[:4], "big") % 100 < percent or _packaged_gate(prompt)
+    words = normalized(prompt)
+    if words in _splits():
+        return _splits()[words] == "gate"
+    digest = hashlib.sha256(words.encode("utf-8")).digest()
+    return int.from_bytes(digest[:4], "big") % 100 < percent
 
 
 def gate_sha256(prompts: Iterable[RoundPrompt]) -> str:
@@ -108,13 +111,10 @@ def topics_of(encoder: SentenceEncoder, prompts: Sequence[str]) -> list[str]:
     ]
 
 
-def _packaged_gate(prompt: str) -> bool:
-    return normalized(prompt) in _packaged_gate_texts()
-
-
 @cache
-def _packaged_gate_texts() -> frozenset[str]:
-    return frozenset(normalized(row.prompt) for row in load_prompts("gate"))
+def _splits() -> dict[str, str]:
+    """The side of every packaged prompt, by its words."""
+    return {normalized(row.prompt): row.split for row in load_prompts()}
 
 
 def _usable(

@@ -161,21 +161,26 @@ def _resumed(
     unfinished = store.rounds.unfinished()
     if unfinished is None:
         return None
-    companion, why = None, ""
-    try:
-        stored = load_config(LoopConfig, overrides=unfinished.config)
-        # What the person wants done now, and how hard the machine may work, is today's matter.
-        stored = replace(stored, mode=config.mode, rounds=config.rounds, limits=config.limits)
-        companion = Companion.open(store, stored, lm=lm)
-    except ConfigError as error:
-        why = f"its settings cannot be used now: {error}"
     active = store.versions.active()
     if active and unfinished.id != active.round_id and unfinished.base_version != active.id:
         why = f"it began with {unfinished.base_version}, but {active.id} is active now"
-    if why or companion is None:
-        progress.note(f"Round {unfinished.number} is abandoned: {why}.")
-        _end(store, unfinished, "abandoned", {"why": why})
-        return None
+    else:
+        try:
+            return _reopened(unfinished, config, store, lm, progress)
+        except ConfigError as error:
+            why = f"its settings cannot be used now: {error}"
+    progress.note(f"Round {unfinished.number} is abandoned: {why}.")
+    _end(store, unfinished, "abandoned", {"why": why})
+    return None
+
+
+def _reopened(
+    unfinished: Round, config: LoopConfig, store: Store, lm: LanguageModel, progress: Progress
+) -> tuple[LoopConfig, Round, Companion]:
+    stored = load_config(LoopConfig, overrides=unfinished.config)
+    # What the person wants done now, and how hard the machine may work, is today's matter.
+    stored = replace(stored, mode=config.mode, rounds=config.rounds, limits=config.limits)
+    companion = Companion.open(store, stored, lm=lm)
     progress.round_started(unfinished.number, str(unfinished.base_version), resumed=True)
     if stored != config:
         progress.note("It keeps the settings that it began with.")

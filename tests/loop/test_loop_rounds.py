@@ -15,7 +15,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from loop_world import BRIEF, TAUGHT, build, one_round, settings
+from loop_world import BRIEF, QUICK, TAUGHT, build, one_round, settings
 
 from mlx_companion.errors import LoopError, Stopped, StoreError
 from mlx_companion.loop import Companion, RoundResult, diff, improve, promote, rollback
@@ -128,7 +128,7 @@ def test_better_version_is_deployed_and_acts(finished: tuple[Path, RoundResult])
 
 def test_checkpoints_go_and_few_backups_stay(world: Path) -> None:
     for number in range(6):
-        one_round(world, mode="dry-run", **{"train.epochs": 1, "collect.gate_items": 4})
+        one_round(world, mode="dry-run", **QUICK)
         folder = world / "rounds" / f"{number + 1:04d}"
         assert (folder / "train" / "adapter").is_dir()
         assert not (folder / "train" / "checkpoints").exists()
@@ -198,7 +198,7 @@ def test_cooldown_and_limit_of_rounds(deployed: Path) -> None:
             improve(settings(deployed, max_rounds=1), store=store)
         assert store.rounds.all() == before
         listener = Listener()
-        quick = {"train.epochs": 1, "collect.gate_items": 4, "rounds": 3, "max_rounds": 2}
+        quick = {**QUICK, "rounds": 3, "max_rounds": 2}
         results = improve(settings(deployed, **quick), store=store, progress=listener)
         assert len(results) == 1
         assert "max_rounds is 2" in listener.notes[-1]
@@ -273,8 +273,7 @@ def test_round_is_abandoned_when_another_version_became_active(deployed: Path, t
         assert sibling.id == "v0003"
         store.versions.activate(to, "by hand")
         listener = Listener()
-        quick = settings(deployed, **{"train.epochs": 1, "collect.gate_items": 4})
-        result = improve(quick, store=store, progress=listener)[0]
+        result = improve(settings(deployed, **QUICK), store=store, progress=listener)[0]
         assert (result.report["round"], result.report["base_version"]) == (3, to)
         assert listener.resumed == [False]
         assert f"began with v0002, but {to} is active now" in listener.notes[0]
