@@ -11,9 +11,10 @@ sample vanishes; generated rows are at most a given share; gate prompts never ap
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from itertools import zip_longest
 from typing import Any
 
@@ -26,10 +27,19 @@ from mlx_companion.runtime.seeds import derive_seed
 from mlx_companion.store import Example, NewExample, ReplayMember
 from mlx_companion.text import Message, Sample
 
-__all__ = ["SYNTHETIC", "mix", "pick", "real_rows_needed", "training_samples"]
+__all__ = [
+    "SYNTHETIC",
+    "mix",
+    "most_synthetic",
+    "pick",
+    "real_rows_needed",
+    "training_samples",
+]
 
 # Rows that a model wrote, as against those that a person did.
 SYNTHETIC = frozenset({"generated", "general"})
+# Keeps whole numbers whole: 400 x 0.2 / 0.8 is not quite 100 for a computer.
+_ROUNDING = 1e-9
 
 
 def mix(ctx: RoundContext) -> dict[str, Any]:
@@ -37,44 +47,58 @@ def mix(ctx: RoundContext) -> dict[str, Any]:
     config = ctx.config.replay
     gate = {normalized(row["prompt"]) for row in ctx.payload("collect")["gate"]}
     good = [e for e in ctx.store.examples.accepted() if normalized(e.prompt) not in gate]
-    feedback = _stored_feedback(ctx)
+    feedback = _stored_feedback(ctx, gate)
+    reserved = math.ceil(config.max_rows * (1 - config.synthetic_ceiling) - _ROUNDING)
+    by_people = max(len(feedback), reserved)
     general = [e for e in good if e.source == "general" and e.round_id == ctx.round.id]
-    general = general[: config.max_rows * config.general_percent // 100]
-    by_people = max(len(feedback), round(config.max_rows * (1 - config.synthetic_ceiling)))
-    room = max(0, config.max_rows - by_people - len(general))
-    generated = pick([e for e in good if e.source == "generated"], config.per_prompt, room)
+    quota = config.max_rows * config.general_percent // 100
+    general = general[: min(quota, config.max_rows - by_people)]
+    room = config.max_rows - by_people - len(general)
+    samples = (e for e in good if e.source == "generated")
+    generated = pick(samples, config.per_prompt, room, given=feedback)
     if not generated and not feedback:
         raise LoopError(
             "no sample was good and nobody gave feedback, so there is nothing to learn from; "
             "loosen the profile's rules or use a stronger base model"
         )
-    synthetic = len(generated) + len(general)
-    needed = real_rows_needed(synthetic, config.synthetic_ceiling) - len(feedback)
-    written = _stored_written(ctx, max(0, needed))
-    most = int(
-        config.synthetic_ceiling
-        / (1 - config.synthetic_ceiling + 1e-9)
-        * (len(feedback) + len(written))
-    )
-    if synthetic > most and config.synthetic_ceiling < 1:
-        generated = pick(generated, config.per_prompt, max(0, most - len(general)))
+    needed = real_rows_needed(len(generated) + len(general), config.synthetic_ceiling)
+    taken = gate | {normalized(row.prompt) for row in (*feedback, *generated)}
+    written = _stored_written(ctx, max(0, needed - len(feedback)), taken)
+    by_people = len(feedback) + len(written)
+    if by_people < needed:
+        most = most_synthetic(by_people, config.synthetic_ceiling)
+        general = general[: most * config.general_percent // 100]
+        generated = generated[: most - len(general)]
     rows = [*generated, *general, *feedback, *written]
+    if not rows:
+        raise LoopError(
+            "all rows would be generated ones: no written pair keeps this profile and nobody gave "
+            "feedback; give some, or set replay.synthetic_ceiling=1"
+        )
     ctx.store.replay.set(ctx.round.id, [_member(ctx, row) for row in rows])
     return _realised(ctx, rows)
 
 
-def pick(examples: Iterable[Example], per_prompt: int, room: int) -> list[Example]:
+def pick(
+    examples: Iterable[Example], per_prompt: int, room: int, given: Iterable[Example] = ()
+) -> list[Example]:
     """The best distinct samples of each prompt, topics in turn, as many as there is room for.
 
     Every prompt gives its best sample before any gives its second, so that room is spent on
     different prompts first; within that, topics take turns, so that none vanishes.
+
+    Args:
+        per_prompt: the most samples of one prompt, rows already `given` counted.
     """
+    replies: dict[str, set[str]] = defaultdict(set)
+    for example in given:
+        replies[normalized(example.prompt)].add(normalized(example.response))
     by_prompt: dict[str, list[Example]] = defaultdict(list)
     for example in _best_first(examples):
-        key = normalized(example.prompt)
-        texts = {normalized(kept.response) for kept in by_prompt[key]}
-        if len(texts) < per_prompt and normalized(example.response) not in texts:
-            by_prompt[key].append(example)
+        prompt, reply = normalized(example.prompt), normalized(example.response)
+        if len(replies[prompt]) < per_prompt and reply not in replies[prompt]:
+            replies[prompt].add(reply)
+            by_prompt[prompt].append(example)
     by_topic: dict[str, list[tuple[int, Example]]] = defaultdict(list)
     for kept in by_prompt.values():
         for place, example in enumerate(kept):
@@ -86,7 +110,12 @@ def pick(examples: Iterable[Example], per_prompt: int, room: int) -> list[Exampl
 
 def real_rows_needed(synthetic: int, ceiling: float) -> int:
     """How many rows by people keep `synthetic` rows at or under the ceiling share."""
-    return -int(-synthetic * (1 - ceiling) / ceiling // 1)
+    return math.ceil(synthetic * (1 - ceiling) / ceiling - _ROUNDING)
+
+
+def most_synthetic(by_people: int, ceiling: float) -> int:
+    """How many rows of a model `by_people` rows by people allow, with a ceiling below 1."""
+    return math.floor(by_people * ceiling / (1 - ceiling) + _ROUNDING)
 
 
 def training_samples(ctx: RoundContext) -> list[Sample]:
@@ -117,26 +146,38 @@ def _value(example: Example, measure: str) -> float:
     return float(example.scores.get(measure, {}).get("value") or 0.0)
 
 
-def _stored_feedback(ctx: RoundContext) -> list[Example]:
-    rows = [
-        NewExample(
-            prompt=row["prompt"],
-            response=row["response"],
-            sample_index=index,
-            topic="feedback",
-            source="feedback",
-            verdict="good",
-            reason="written or approved by the person",
+def _stored_feedback(ctx: RoundContext, gate: Set[str]) -> list[Example]:
+    """The newest rows that the person wrote or approved, under the same limits as samples."""
+    config = ctx.config.replay
+    replies: dict[str, set[str]] = defaultdict(set)
+    rows = []
+    for row in reversed(ctx.payload("collect")["feedback"]):
+        prompt, reply = normalized(row["prompt"]), normalized(row["response"])
+        if prompt in gate or reply in replies[prompt] or len(replies[prompt]) == config.per_prompt:
+            continue
+        replies[prompt].add(reply)
+        rows.append(
+            NewExample(
+                prompt=row["prompt"],
+                response=row["response"],
+                sample_index=len(rows),
+                topic="feedback",
+                source="feedback",
+                verdict="good",
+                reason="written or approved by the person",
+            )
         )
-        for index, row in enumerate(ctx.payload("collect")["feedback"])
-    ]
-    return ctx.store.examples.add_many(ctx.round.id, rows)
+    return ctx.store.examples.add_many(ctx.round.id, rows[: config.max_rows])
 
 
-def _stored_written(ctx: RoundContext, count: int) -> list[Example]:
-    """Written pairs that keep the profile, drawn from all topics."""
+def _stored_written(ctx: RoundContext, count: int, taken: Set[str]) -> list[Example]:
+    """Written pairs that keep the profile, drawn from all topics, to prompts not yet `taken`."""
     _, pairs = pairs_split()
-    fitting = [pair for pair in pairs if not check(ctx.companion.profile, pair.answer)]
+    fitting = [
+        pair
+        for pair in pairs
+        if normalized(pair.question) not in taken and not check(ctx.companion.profile, pair.answer)
+    ]
     random.Random(ctx.seed("written")).shuffle(fitting)
     rows = [
         NewExample(
