@@ -17,7 +17,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_companion.errors import GenerationError
-from mlx_companion.models.fast_cpu import cross_entropy, fast_cpu
+from mlx_companion.models.fast_cpu import exp, fast_cpu
 from mlx_companion.models.heads import split_head
 from mlx_companion.models.load import LanguageModel
 from mlx_companion.models.prefix import can_share, run_prefixed
@@ -72,7 +72,7 @@ def score_rows(
         switch.check()
         logits = scored_logits(lm, [rows[i] for i in batch])
         targets = mx.array(np.concatenate([rows[i].tokens[rows[i].start :] for i in batch]))
-        logprobs = -np.array(cross_entropy(logits, targets), dtype=np.float64)
+        logprobs = np.array(_logprobs(logits, targets), dtype=np.float64)
         at = 0
         for i in batch:
             count = len(rows[i].tokens) - rows[i].start
@@ -99,6 +99,14 @@ def scored_logits(lm: LanguageModel, rows: Sequence[Row]) -> mx.array:
             hidden = backbone(mx.array(tokens))
     hidden = hidden.reshape(-1, hidden.shape[-1])[mx.array(np.concatenate(wanted))]
     return head(hidden).astype(mx.float32)
+
+
+def _logprobs(logits: mx.array, targets: mx.array) -> mx.array:
+    """Log-probability (N,) of each target under logits (N, V)."""
+    largest = logits.max(axis=-1, keepdims=True)
+    total = exp(logits - largest).sum(axis=-1)
+    picked = mx.take_along_axis(logits, targets[:, None], axis=-1)
+    return (picked - largest).squeeze(-1) - mx.log(total)
 
 
 def _shared_length(rows: Sequence[Row]) -> int:
