@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mlx_companion.errors import CheckpointError
+from mlx_companion.errors import CheckpointError, LoopError
 from mlx_companion.loop.context import RoundContext
 from mlx_companion.loop.replay import training_samples
 from mlx_companion.runtime.config import to_dict
@@ -40,7 +40,11 @@ class _Watch(Callback):
 
 
 def train(ctx: RoundContext) -> dict[str, Any]:
-    """Train the round's adapter; the payload names it."""
+    """Train the round's adapter; the payload names it.
+
+    Raises:
+        LoopError: nothing was learned, so there is nothing to test.
+    """
     ctx.companion.use_base()
     samples = training_samples(ctx)
     run = ctx.store.runs.start(
@@ -56,6 +60,11 @@ def train(ctx: RoundContext) -> dict[str, Any]:
         ctx.progress.note(f"Training starts over: {error}.")
         result = _finetune(ctx, samples, run.id, resume=False)
     ctx.companion.use_base()
+    if result.best_step == 0:
+        raise LoopError(
+            f"training never lowered the held-out loss ({result.valid_before:.2f}), so its result "
+            "is the version it began with; give more examples or lower train.lr"
+        )
     ctx.store.runs.finish(run.id, summary={"train_loss": result.train_loss})
     return {
         "adapter": str(Path(result.adapter).relative_to(ctx.store.folder)),
