@@ -24,7 +24,7 @@ from mlx_companion.loop.judges import normalized
 from mlx_companion.loop.packaged import load_prompts
 from mlx_companion.loop.templates import prompt_room
 from mlx_companion.models import SentenceEncoder
-from mlx_companion.store import FeedbackState, Interaction
+from mlx_companion.store import FeedbackState, Interaction, Store
 
 __all__ = ["RoundPrompt", "collect", "gate_sha256", "is_gate_prompt", "topics_of"]
 
@@ -47,7 +47,7 @@ class RoundPrompt:
 def collect(ctx: RoundContext) -> dict[str, Any]:
     """Choose the round's prompts; the payload holds them."""
     config = ctx.config.collect
-    told = list(_usable(ctx, ctx.store.interactions.with_feedback()))
+    told = list(_usable(ctx, _told(ctx.store)))
     own = _own_prompts(ctx.encoder, [interaction.prompt for interaction, _ in told], config)
     testing = {p.id for p in own if is_gate_prompt(p.prompt, config.gate_percent)}
     own_train = [p for p in own if p.id not in testing]
@@ -117,6 +117,13 @@ def _splits() -> dict[str, str]:
     return {normalized(row.prompt): row.split for row in load_prompts()}
 
 
+def _told(store: Store) -> Iterator[tuple[Interaction, FeedbackState]]:
+    """Every exchange, oldest first, with what the person thought of it."""
+    states = store.feedback.states()
+    for interaction in store.interactions.iter():
+        yield interaction, states.get(interaction.id, FeedbackState())
+
+
 def _usable(
     ctx: RoundContext, told: Iterable[tuple[Interaction, FeedbackState]]
 ) -> Iterator[tuple[Interaction, FeedbackState]]:
@@ -134,10 +141,13 @@ def _own_prompts(
     encoder: SentenceEncoder, prompts: Sequence[str], config: CollectConfig
 ) -> list[RoundPrompt]:
     """Distinct prompts, the newest `max_prompts` of those that train; oldest first."""
-    distinct = list({normalized(prompt): prompt for prompt in prompts}.values())
-    gate = {prompt for prompt in distinct if is_gate_prompt(prompt, config.gate_percent)}
-    train = [prompt for prompt in distinct if prompt not in gate][-config.max_prompts :]
-    kept = [prompt for prompt in distinct if prompt in gate or prompt in set(train)]
+    # The first wording stays, so that asking again changes no gate set.
+    first: dict[str, str] = {}
+    for prompt in prompts:
+        first.setdefault(normalized(prompt), prompt)
+    gate = {prompt for prompt in first.values() if is_gate_prompt(prompt, config.gate_percent)}
+    train = set([prompt for prompt in first.values() if prompt not in gate][-config.max_prompts :])
+    kept = [prompt for prompt in first.values() if prompt in gate or prompt in train]
     return [
         RoundPrompt(hashlib.sha256(prompt.encode()).hexdigest()[:16], topic, prompt)
         for prompt, topic in zip(kept, topics_of(encoder, kept), strict=True)
@@ -158,8 +168,8 @@ def _feedback_rows(
     """Replies that the person wrote or approved, to prompts that may train."""
     rows = []
     for interaction, state in told:
-        approved = state.edited or (interaction.response if state.rating == "up" else None)
-        if approved and not is_gate_prompt(interaction.prompt, config.gate_percent):
+        approved = state.edited or (interaction.response if state.rating == "up" else "")
+        if approved.strip() and not is_gate_prompt(interaction.prompt, config.gate_percent):
             rows.append({"prompt": interaction.prompt, "response": approved})
     return rows
 

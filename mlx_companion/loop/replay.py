@@ -150,7 +150,7 @@ def _stored_feedback(ctx: RoundContext, gate: Set[str]) -> list[Example]:
     """The newest rows that the person wrote or approved, under the same limits as samples."""
     config = ctx.config.replay
     replies: dict[str, set[str]] = defaultdict(set)
-    rows = []
+    rows: list[NewExample] = []
     for row in reversed(ctx.payload("collect")["feedback"]):
         prompt, reply = normalized(row["prompt"]), normalized(row["response"])
         if prompt in gate or reply in replies[prompt] or len(replies[prompt]) == config.per_prompt:
