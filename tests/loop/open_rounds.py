@@ -7,15 +7,18 @@ from typing import Any
 
 from mlx_companion.loop.config import LoopConfig
 from mlx_companion.loop.context import RoundContext
+from mlx_companion.models import LanguageModel
 from mlx_companion.personality import load_profile
 from mlx_companion.runtime.config import load_config
 from mlx_companion.store import Example, NewExample, Store
 
 
-def open_round(store: Store, *, profile: str = "default", **changes: Any) -> RoundContext:
+def open_round(
+    store: Store, *, profile: str = "default", lm: LanguageModel | None = None, **changes: Any
+) -> RoundContext:
     """A new round with its context; `changes` are dotted overrides of the configuration."""
     config = load_config(LoopConfig, overrides=changes)
-    companion: Any = SimpleNamespace(profile=load_profile(profile))
+    companion: Any = SimpleNamespace(profile=load_profile(profile), lm=lm)
     started = store.rounds.begin(seed=config.seed)
     return RoundContext(store, config, started, companion)
 
