@@ -229,7 +229,8 @@ def _margins(ctx: RoundContext, before: Arm, after: Arm, topics: list[str]) -> l
     config = ctx.config.gate
     change = np.subtract(after.relevance(), before.relevance(), dtype=np.float64)
     bound = clustered_lower_bound(change, topics)
-    variety = after.distinct() / before.distinct() - 1
+    # In this order: 95 / 100 - 1 is a hair under -0.05.
+    variety = (after.distinct() - before.distinct()) / before.distinct()
     growth = after.perplexity / before.perplexity - 1
     drift = divergence(ctx)
     return [
