@@ -4,6 +4,7 @@ A random model says nothing good, so the person's rewritten replies are what a r
 from, and the thresholds of the measured judges are given instead of measured.
 
     python tests/loop_world.py FOLDER [KEY=VALUE ...]   # one round on the world in FOLDER
+    python tests/loop_world.py FOLDER --wait ...        # waits for a line before each step
 """
 
 from __future__ import annotations
@@ -147,16 +148,23 @@ def main(folder: Path, changes: list[str]) -> None:
     from mlx_companion.loop import improve
     from mlx_companion.loop.progress import Silent
 
+    waits = "--wait" in changes
+
+    def tell(step: str) -> None:
+        print(f"step {step}", flush=True)
+        if waits:
+            sys.stdin.readline()
+
     class Tell(Silent):
         def step_started(self, step: str) -> None:
-            print(f"step {step}", flush=True)
+            tell(step)
 
         def step_finished(self, step: str, summary: str, *, seconds: float, skipped: bool) -> None:
             if step == "deploy":
-                print("step report", flush=True)
+                tell("report")
 
     with Store(folder / "companion.db") as store:
-        config = settings(folder, **parse_overrides(changes))
+        config = settings(folder, **parse_overrides(c for c in changes if c != "--wait"))
         result = improve(config, store=store, progress=Tell())[0]
     print(f"outcome {result.report['outcome']}", flush=True)
 
