@@ -81,6 +81,7 @@ def settings(folder: Path, **changes: Any) -> LoopConfig:
             "judge.relevance_threshold": -1.0,
             "judge.likelihood_threshold": -100.0,
             "judge.least_new_words": 1,
+            "judge.train_new_words": 1,
             "replay.max_rows": 40,
             "lora.rank": 2,
             "train.epochs": 2,

@@ -73,7 +73,7 @@ class GenerateConfig:
         max_rows: prompts decoded together.
     """
 
-    samples_per_prompt: int = 4
+    samples_per_prompt: int = 3
     temperature: float = 0.6
     top_k: int = 50
     max_rows: int = 64
@@ -86,6 +86,8 @@ class JudgeConfig:
     Args:
         encoder: the sentence encoder that measures relevance.
         least_new_words: content words a reply must have that its prompt has not.
+        train_new_words: the same for training samples, where more is asked: a version that
+            learns from replies close to their prompts ends up saying prompts back.
         least_kept: the relevance thresholds keep at least this share of real pairs.
         relevance_threshold, likelihood_threshold: None measures them on written pairs.
         fluency_quantile: a reply less fluent than this share of the written answers is
@@ -95,6 +97,7 @@ class JudgeConfig:
 
     encoder: str = DEFAULT_ENCODER
     least_new_words: int = 2
+    train_new_words: int = 5
     least_kept: float = 0.9
     relevance_threshold: float | None = None
     likelihood_threshold: float | None = None
@@ -164,7 +167,7 @@ def _lora() -> LoraConfig:
 
 
 def _train() -> TrainConfig:
-    return TrainConfig(epochs=2, lr=3e-4, max_tokens=512, batch_tokens=2048)
+    return TrainConfig(epochs=2, lr=3e-4, max_tokens=512, batch_tokens=1024)
 
 
 @dataclass(frozen=True)

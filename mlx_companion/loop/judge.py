@@ -99,14 +99,16 @@ def judge(ctx: RoundContext) -> dict[str, Any]:
 
 def gate_panel(ctx: RoundContext, lines: Thresholds) -> Panel:
     """The judges of the gate: the two relevance judges decide independently of each other."""
-    return Panel([*_text_judges(ctx), *_relevance_judges(ctx, lines)], {"likelihood": TEXT_JUDGES})
+    text = _text_judges(ctx, ctx.config.judge.least_new_words)
+    return Panel([*text, *_relevance_judges(ctx, lines)], {"likelihood": TEXT_JUDGES})
 
 
 def train_panel(ctx: RoundContext, lines: Thresholds) -> Panel:
     """The judges of training samples; the measured ones see only what the text judges passed."""
     disliked = FeedbackJudge((p, r) for p, r in ctx.payload("collect")["disliked"])
     distinct = DuplicateJudge(ctx.encoder, ctx.config.judge.near_duplicate)
-    judges: list[Judge] = [*_text_judges(ctx), disliked, *_relevance_judges(ctx, lines), distinct]
+    text = _text_judges(ctx, ctx.config.judge.train_new_words)
+    judges: list[Judge] = [*text, disliked, *_relevance_judges(ctx, lines), distinct]
     names = [each.name for each in judges]
     cheap = len(TEXT_JUDGES)
     return Panel(judges, {name: names[:i] for i, name in enumerate(names) if i >= cheap})
@@ -183,11 +185,11 @@ def _objections(verdicts: Sequence[Verdict]) -> Counter[str]:
     return counts
 
 
-def _text_judges(ctx: RoundContext) -> list[Judge]:
+def _text_judges(ctx: RoundContext, least_new_words: int) -> list[Judge]:
     return [
         StyleJudge(ctx.companion.profile),
         TruncationJudge(),
-        EchoJudge(ctx.config.judge.least_new_words),
+        EchoJudge(least_new_words),
         StockJudge(),
     ]
 

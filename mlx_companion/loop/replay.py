@@ -132,10 +132,14 @@ def training_samples(ctx: RoundContext) -> list[Sample]:
 
 
 def _best_first(examples: Iterable[Example]) -> list[Example]:
-    """By the mean rank under both relevance measures; equal ones in a stable order."""
+    """By the mean rank in new words and in likelihood; equal ones in a stable order.
+
+    Not by the cosine: its favourites say the prompt back, and a version trained on them does
+    so too (38 of 160 replies at the gate, against 14 before).
+    """
     rows = list(examples)
     ranks: Counter[str] = Counter()
-    for measure in ("relevance", "likelihood"):
+    for measure in ("echo", "likelihood"):
         ordered = sorted(rows, key=lambda e: _value(e, measure), reverse=True)
         for rank, example in enumerate(ordered):
             ranks[example.id] += rank
