@@ -27,6 +27,7 @@ from mlx_companion.loop.judges import (
     similarity,
 )
 from mlx_companion.loop.judges.style import normalized as style_normalized
+from mlx_companion.loop.packaged import load_qa_pairs
 from mlx_companion.personality import load_profile
 
 GOOD = [
@@ -100,6 +101,10 @@ CHEATS = {
         f"{reply.split(',')[0]}. The morning light will show you the rest of it."
         for _, reply in GOOD
     ],
+    "one sentence with a slot": [
+        f"A {thing} rewards patience, good light and a steady hand."
+        for thing in ("bicycle tyre", "capital in Portugal", "row of beans", "loaf of bread")
+    ],
     "off topic": [reply for _, reply in [*GOOD[1:], GOOD[0]]],
     "repeated text": ["The weather is fine today. " * 6] * 4,
     "repeated words": [f"{prompt[:-1]} mend plant rise." * 3 for prompt, _ in GOOD],
@@ -130,6 +135,7 @@ def test_cheats_are_refused(panel, kind):
         ("one fine sentence", "stock"),
         ("one fine sentence", "relevance"),
         ("a fine sentence behind an answer", "stock"),
+        ("one sentence with a slot", "stock"),
         ("off topic", "relevance"),
         ("repeated text", "style"),
     ],
@@ -193,6 +199,27 @@ def test_stock_compares_sentences_by_their_words():
     scores = judge.score([Candidate(str(i), "?", stock) for i in range(4)])
     assert {score.value for score in scores} == {0.25}
     assert "given to 4 prompts" in scores[0].reason
+
+
+def test_stock_sees_through_a_slot_and_small_changes():
+    judge = StockJudge()
+    rows = [
+        ("Does tea help?", "Tea rewards patience and a steady hand."),
+        ("And chess?", "Chess always rewards a steady, trained hand and patience."),
+        ("And sleep?", "Sleep rewards early dinners and dark rooms."),
+        ("And walking?", "A walk along the river rewards patience."),
+    ]
+    scores = judge.score([Candidate(prompt, prompt, reply) for prompt, reply in rows])
+    assert [score.passed for score in scores] == [False, False, True, True]
+    assert [score.value for score in scores] == [0.5, 0.5, 1.0, 1.0]
+    strict = StockJudge(most_shared=0.9)
+    assert all(score.passed for score in strict.score([Candidate(p, p, r) for p, r in rows]))
+
+
+def test_written_answers_are_no_stock():
+    pairs = load_qa_pairs()
+    scores = StockJudge().score([Candidate(p.id, p.question, p.answer) for p in pairs])
+    assert all(score.passed for score in scores)
 
 
 def test_feedback_refuses_only_what_the_person_refused():

@@ -8,8 +8,10 @@ there for those; `relevance` asks whether the reply is about its prompt.
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
 
 from mlx_companion.loop.judges.base import Candidate, Score
 from mlx_companion.personality import Profile, check, new_words
@@ -85,35 +87,69 @@ class EchoJudge:
         return Score(self.name, float(count), passed, reason)
 
 
+@dataclass(frozen=True)
+class _Sentence:
+    """One sentence of a reply: its words, and the content words that its prompt has not."""
+
+    prompt_id: str
+    text: str
+    brought: frozenset[str]
+
+
 class StockJudge:
     """No sentence of the reply is also given to another prompt.
 
-    Sentences are compared by their words. Very short ones ("Yes.") are free.
+    Two sentences are the same when their words are, or when most of the content words are that
+    they add to their prompts: "Tea rewards patience and a steady hand." and "Chess rewards
+    patience and a steady hand." say nothing of tea or chess. Very short ones ("Yes.") are free.
 
     Args:
         least_words: sentences with fewer words are not compared.
+        most_shared: sentences that share more of their added content words are the same.
     """
 
     name = "stock"
 
-    def __init__(self, least_words: int = 4) -> None:
+    def __init__(self, least_words: int = 4, most_shared: float = 0.6) -> None:
         self._least_words = least_words
+        self._most_shared = most_shared
 
     def score(self, candidates: Sequence[Candidate]) -> list[Score]:
         """One score for each candidate."""
-        askers: dict[str, set[str]] = defaultdict(set)
-        for candidate in candidates:
-            for sentence in self._sentences(candidate.reply):
-                askers[sentence].add(candidate.prompt_id)
-        return [self._score(candidate, askers) for candidate in candidates]
+        replies = [self._sentences(candidate) for candidate in candidates]
+        by_text: dict[str, set[str]] = defaultdict(set)
+        by_word: dict[str, set[_Sentence]] = defaultdict(set)
+        for sentence in chain.from_iterable(replies):
+            by_text[sentence.text].add(sentence.prompt_id)
+            for word in sentence.brought:
+                by_word[word].add(sentence)
+        uses = {
+            sentence: len(by_text[sentence.text] | self._alike(sentence, by_word))
+            for sentence in set(chain.from_iterable(replies))
+        }
+        return [self._score(reply, uses) for reply in replies]
 
-    def _score(self, candidate: Candidate, askers: dict[str, set[str]]) -> Score:
-        uses = {s: len(askers[s]) for s in self._sentences(candidate.reply)}
-        worst = max(uses, key=lambda sentence: uses[sentence], default="")
-        passed = uses.get(worst, 1) < 2
-        reason = "" if passed else f"'{worst}' is given to {uses[worst]} prompts"
-        return Score(self.name, 1.0 / max(1, uses.get(worst, 1)), passed, reason)
+    def _alike(self, sentence: _Sentence, by_word: Mapping[str, set[_Sentence]]) -> set[str]:
+        """The prompts that are given nearly this sentence."""
+        shared = Counter(chain.from_iterable(by_word[word] for word in sentence.brought))
+        return {
+            other.prompt_id
+            for other, count in shared.items()
+            # Two words in common may be chance ("warm water").
+            if count > 2 and count > self._most_shared * len(sentence.brought | other.brought)
+        }
 
-    def _sentences(self, reply: str) -> list[str]:
-        parts = [normalized(part) for part in sentences(reply)]
-        return [text for text in parts if len(text.split()) >= self._least_words]
+    def _score(self, reply: Sequence[_Sentence], uses: Mapping[_Sentence, int]) -> Score:
+        worst = max(reply, key=lambda sentence: uses[sentence], default=None)
+        if worst is None or uses[worst] < 2:
+            return Score(self.name, 1.0, True)
+        reason = f"'{worst.text}' is given to {uses[worst]} prompts"
+        return Score(self.name, 1.0 / uses[worst], False, reason)
+
+    def _sentences(self, candidate: Candidate) -> list[_Sentence]:
+        parts = [(part, normalized(part)) for part in sentences(candidate.reply)]
+        return [
+            _Sentence(candidate.prompt_id, text, frozenset(new_words(candidate.prompt, part)))
+            for part, text in parts
+            if len(text.split()) >= self._least_words
+        ]
