@@ -28,9 +28,9 @@ from mlx_companion.text.batches import Batch
 
 # Float32 logits of a chunk take 17 MB; shorter chunks make the products less efficient.
 _CHUNK_ELEMENTS = 2**22
-Head = Callable[[mx.array], mx.array]
-
 _HEAD_NAMES = ("lm_head.", "model.embed_tokens.")
+
+Head = Callable[[mx.array], mx.array]
 
 
 class Loss(Protocol):
@@ -148,8 +148,12 @@ def _head_loss(
     total = mx.array(0.0)
     for i in range(0, len(hidden), size):
         logits = head(_after(hidden[i : i + size], total)).astype(mx.float32)
-        losses = mx.fast.cross_entropy(logits, labels[i : i + size])
-        total = total + (losses * weights[i : i + size]).sum()
+        y, w = labels[i : i + size], weights[i : i + size]
+        if model.training:
+            total = total + (mx.fast.cross_entropy(logits, y) * w).sum()
+        else:
+            # Its second result is not asked for, so it is not computed.
+            total = total + _cross_entropy(logits, y, w)[0]
     return total
 
 
