@@ -137,6 +137,21 @@ def test_batch_rows_equal_single_replies_that_stop_by_themselves(own):
     assert {row.finish_reason for row in rows} == {"stop", "length"}
 
 
+def test_rows_that_have_ended_cost_nothing_more(own):
+    said = generate(own, RAGGED[0], max_tokens=24).tokens
+    own.tokenizer.eos_token_ids = {said[0]}
+    steps = []
+    rows = batch_generate(
+        own,
+        RAGGED[:3],
+        max_tokens=24,
+        logits_processors=[lambda tokens, logits: steps.append(1) or logits],
+    )
+    assert rows[0].tokens == ()
+    # The next token is computed while one is looked at.
+    assert len(steps) <= sum(len(row.tokens) + 2 for row in rows)
+
+
 @pytest.mark.parametrize("place", [0, 8, 23])
 def test_an_end_token_at_the_limit_is_an_end(own, place):
     said = generate(own, RAGGED[0], max_tokens=24).tokens
@@ -186,8 +201,11 @@ def test_seeds_repeat_and_differ(lm):
     for seed in (2, -1, 2**80):
         assert texts(seed) == texts(seed)
         assert all(a != b for a, b in zip(texts(1), texts(seed), strict=True))
-    twice = batch_generate(lm, ["Why?"] * 2, max_tokens=12, sampling=WARM, seed=1)
-    assert twice[0] != twice[1], "rows of one prompt draw for themselves"
+    for rows in (1, 2):
+        twice = batch_generate(
+            lm, ["Why?"] * 2, max_tokens=12, sampling=WARM, seed=1, max_rows=rows
+        )
+        assert twice[0] != twice[1], "rows of one prompt draw for themselves"
 
 
 def test_without_a_seed_the_generator_goes_on(lm):
