@@ -6,6 +6,7 @@ Trainer(model, train, callbacks=[log, RichProgress()]).run()
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -13,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from mlx_companion.errors import DiskFullError
 from mlx_companion.runtime.files import atomic_write_text
 from mlx_companion.runtime.monitor import Advice
 from mlx_companion.training.state import RunInfo, SaveInfo, StepInfo, TrainSummary
@@ -72,8 +74,16 @@ class MetricsLog(Callback):
     def _append(self, event: str, values: dict[str, Any]) -> None:
         # NaN and infinity are not JSON.
         clean = {k: None if _not_finite(v) else v for k, v in values.items()}
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"event": event, **clean}) + "\n")
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"event": event, **clean}) + "\n")
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise DiskFullError(
+                f"no space left to write {self.path}; free some space and run it again: it goes "
+                "on from the last checkpoint"
+            ) from error
 
     def _lines(self) -> list[str]:
         if not os.path.exists(self.path):

@@ -114,6 +114,21 @@ def test_a_batch_without_targets_is_refused() -> None:
         sft_loss(adapted(), batch)
 
 
+def test_memory_is_a_fraction_of_full_logits() -> None:
+    model = adapted(vocab_size=30_000)
+    model.train()
+    batch = collate(rows(16, prefix=30), range(16))
+
+    def peak(loss: Any) -> int:
+        mx.clear_cache()
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        mx.eval(nn.value_and_grad(model, loss)(model, batch))
+        return mx.get_peak_memory() - before
+
+    assert peak(sft_loss) < 0.3 * peak(full_logits_loss)
+
+
 class Windowed(nn.Module):
     """A model whose layers do not keep plain keys and values."""
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from training_models import adapted, arrays, buckets, distance, rows, same
 
-from mlx_companion.errors import TrainingError
+from mlx_companion.errors import DiskFullError, TrainingError
 from mlx_companion.runtime.monitor import Advice
 from mlx_companion.text import collate
 from mlx_companion.training import MetricsLog, RichProgress, TrainConfig, Trainer, sft_loss
@@ -217,6 +217,13 @@ def test_the_metrics_file_goes_back_with_the_run(tmp_path: Path) -> None:
     assert [line["loss"] for line in lines] == [3.0, 1.0, None, 0.5]
     log.on_start(run_info(0))
     assert log.path.read_text() == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_said(tmp_path: Path) -> None:
+    log = MetricsLog("/dev/full")
+    with pytest.raises(DiskFullError, match="last checkpoint"):
+        log.on_step(step(1))
 
 
 @pytest.mark.parametrize("terminal", [False, True])

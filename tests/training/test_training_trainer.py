@@ -321,6 +321,26 @@ def test_smaller_pieces_give_the_same_result() -> None:
     assert distance(arrays(reduced), arrays(plain)) < 1e-3
 
 
+def test_memory_stays_flat_with_uneven_lengths() -> None:
+    class Memory(Callback):
+        def __init__(self) -> None:
+            self.peaks: list[int] = []
+            self.active: list[int] = []
+
+        def on_step(self, step: StepInfo) -> None:
+            self.peaks.append(mx.get_peak_memory())
+            self.active.append(mx.get_active_memory())
+            mx.reset_peak_memory()
+
+    config = TrainConfig(epochs=6)
+    memory = Memory()
+    data = buckets(40, longest=60, batch_tokens=200)
+    Trainer(adapted(), data, config=config, callbacks=[memory]).run()
+    third = len(memory.peaks) // 3
+    assert max(memory.peaks[2 * third :]) < 1.1 * max(memory.peaks[:third])
+    assert max(memory.active[2 * third :]) < 1.05 * max(memory.active[:third])
+
+
 def test_gradient_checkpointing_changes_no_bit() -> None:
     results = []
     for on in (False, True):
