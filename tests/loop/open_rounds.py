@@ -35,10 +35,10 @@ def add_samples(ctx: RoundContext, *samples: NewExample) -> list[Example]:
 
 
 def good(prompt: str, reply: str, **fields: Any) -> NewExample:
-    """A sample that was judged good; `relevance` and `likelihood` are its measures."""
+    """A sample that was judged good; `echo` (new words) and `likelihood` are its measures."""
     scores = {
         name: {"judge": name, "value": fields.pop(name), "passed": True, "reason": ""}
-        for name in ("relevance", "likelihood")
+        for name in ("echo", "likelihood")
         if name in fields
     }
     fields = {"topic": "any", "verdict": "good", "model_version": "v0001"} | fields

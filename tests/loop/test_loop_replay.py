@@ -36,7 +36,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
         yield opened
 
 
-def example(number, prompt, reply, topic, relevance, likelihood=0.0):
+def example(number, prompt, reply, topic, new_words, likelihood=0.0):
     """A sample as the store would give it back."""
     given = dict.fromkeys(f.name for f in fields(Example)) | {
         "id": f"{number:05d}",
@@ -46,7 +46,7 @@ def example(number, prompt, reply, topic, relevance, likelihood=0.0):
         "topic": topic,
         "sample_index": number,
         "source": "generated",
-        "scores": {"relevance": {"value": relevance}, "likelihood": {"value": likelihood}},
+        "scores": {"echo": {"value": new_words}, "likelihood": {"value": likelihood}},
     }
     return Example(**given)
 
@@ -104,10 +104,10 @@ def test_pick_spends_room_on_different_prompts_first(samples, room):
 
 def test_pick_takes_the_best_by_both_measures():
     rows = [
-        example(0, "Why?", "Neither.", "a", 0.1, 0.1),
-        example(1, "Why?", "Relevant.", "a", 0.9, 0.0),
-        example(2, "Why?", "Both.", "a", 0.8, 0.8),
-        example(3, "Why?", "Likely.", "a", 0.0, 0.9),
+        example(0, "Why?", "Neither.", "a", 1, 0.1),
+        example(1, "Why?", "Rich.", "a", 9, 0.0),
+        example(2, "Why?", "Both.", "a", 8, 0.8),
+        example(3, "Why?", "Likely.", "a", 0, 0.9),
     ]
     assert [e.response for e in pick(rows, 1, 10)] == ["Both."]
     assert pick(rows, 2, 10) == pick(rows, 2, 10)
