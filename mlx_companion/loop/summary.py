@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from mlx_companion.loop import formats
 from mlx_companion.loop.collect import RoundPrompt
 from mlx_companion.loop.context import RoundContext
 from mlx_companion.loop.gate import OBJECTIVE
@@ -65,8 +66,9 @@ def summarize(ctx: RoundContext) -> dict[str, Any]:
 
 def explain(gate: dict[str, Any], deployed: dict[str, Any]) -> list[str]:
     """Why the gate decided as it did, in sentences."""
-    gain = f"{gate['before']:.0%} of the replies were good before and {gate['after']:.0%} after"
-    test = f"p = {gate['p']:.2g} against a level of {gate['alpha']:.2g}"
+    before, after = formats.share(gate["before"]), formats.share(gate["after"])
+    gain = f"{before} of the replies were good before and {after} after"
+    test = f"p = {formats.p_value(gate['p'])} against a level of {gate['alpha']:.2g}"
     broken = [margin for margin in gate["margins"] if not margin["passed"]]
     sentences = [f"{gain} ({gate['items']} prompts; {test})."]
     sentences += [
@@ -77,7 +79,7 @@ def explain(gate: dict[str, Any], deployed: dict[str, Any]) -> list[str]:
     if gate["outcome"] == "inconclusive":
         sentences.append(
             "Neither a gain nor harm is shown, so the old version stays. This gate finds a gain of "
-            f"{gate['detectable_effect']:.0%} or more four times in five."
+            f"{100 * gate['detectable_effect']:.0f} points or more four times in five."
         )
     if gate["outcome"] == "reject":
         sentences.append("Harm is shown, so the old version stays.")
