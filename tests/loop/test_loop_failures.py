@@ -10,7 +10,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from loop_world import QUICK, TAUGHT, one_round, settings
@@ -26,6 +28,7 @@ from mlx_companion.errors import (
 from mlx_companion.loop import Companion, RoundResult, improve, rounds
 from mlx_companion.loop.progress import Silent
 from mlx_companion.store import Store
+from mlx_companion.training import TrainResult, finetune
 
 IMPOSSIBLE = """
 name: impossible
@@ -196,6 +199,19 @@ def test_error_that_stays_ends_the_round_at_the_third_try(
         assert improve(settings(world, **QUICK), store=store)[0].report["round"] == 2
 
 
+def test_full_disk_is_never_held_against_a_round(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Store(world / "companion.db") as store:
+        # As the system itself says it, when a step writes without this package's help.
+        fail(monkeypatch, "train", OSError(errno.ENOSPC, "No space left on device"))
+        for _ in range(4):
+            with pytest.raises(DiskFullError, match="free some space and run it again"):
+                improve(settings(world, **QUICK), store=store)
+        monkeypatch.undo()
+        assert improve(settings(world, **QUICK), store=store)[0].report["round"] == 1
+
+
 @pytest.mark.parametrize(
     ("wrong", "error"),
     [
@@ -224,12 +240,18 @@ def test_one_remark_is_too_little_to_learn_from(silent_world: Path) -> None:
         assert store.rounds.all()[0].outcome == "failed"
 
 
-def test_training_that_learned_nothing_is_said(world: Path) -> None:
+def test_training_that_learned_nothing_is_said(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The weights of the lowest held-out loss are kept: here those of the beginning."""
+
+    def learned_nothing(*arguments: Any, **options: Any) -> TrainResult:
+        return replace(finetune(*arguments, **options), best_step=0)
+
+    monkeypatch.setattr("mlx_companion.loop.train.finetune", learned_nothing)
     with Store(world / "companion.db") as store:
-        wild = {**QUICK, "train.lr": 0.9, "train.clip_norm": None, "train.warmup_steps": 0}
         with pytest.raises(LoopError, match="training never lowered the held-out loss"):
-            improve(settings(world, **wild), store=store)
+            improve(settings(world, **QUICK), store=store)
         assert store.rounds.all()[0].outcome == "failed"
         assert store.versions.active().id == "v0001"
 
