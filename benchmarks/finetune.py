@@ -197,13 +197,10 @@ def train_ours(lm: Any, options: argparse.Namespace, rows: Sequence[Any]) -> dic
         final_lr_ratio=FINAL,
         max_tokens=MAX_TOKENS,
     )
-    start = time.perf_counter()
-    summary = Trainer(
-        lm.model, buckets_of_as_many_steps(rows), config=config, callbacks=[watch]
-    ).run()
-    seconds = time.perf_counter() - start
-    return {
-        "seconds": seconds,
+    trainer = Trainer(lm.model, buckets_of_as_many_steps(rows), config=config, callbacks=[watch])
+    with Clock() as clock:
+        summary = trainer.run()
+    return clock.figures() | {
         "steps": summary.steps,
         "slots": watch.slots,
         "streams": watch.streams,
@@ -256,10 +253,9 @@ def train_mlx_lm(lm: Any, options: argparse.Namespace, rows: Sequence[Any]) -> d
             max_seq_length=MAX_TOKENS,
             adapter_file=str(Path(folder) / "adapters.safetensors"),
         )
-        start = time.perf_counter()
-        train(lm.model, optimizer, dataset, args=settings, iterate_batches=counted)
-        seconds = time.perf_counter() - start
-    return {"seconds": seconds, "steps": steps, "slots": slots, "streams": 1}
+        with Clock() as clock:
+            train(lm.model, optimizer, dataset, args=settings, iterate_batches=counted)
+    return clock.figures() | {"steps": steps, "slots": slots, "streams": 1}
 
 
 def schedule(rates: Sequence[float]) -> Any:
@@ -293,6 +289,22 @@ def memory() -> float:
     return peak_memory_mb()
 
 
+class Clock:
+    """Wall and CPU seconds of a block; the latter hardly depend on what else the machine does."""
+
+    def __enter__(self) -> Clock:
+        self.start = time.perf_counter(), time.process_time()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end = time.perf_counter(), time.process_time()
+
+    def figures(self) -> dict[str, float]:
+        """As `seconds` and `cpu_seconds`."""
+        wall, cpu = (end - start for start, end in zip(self.start, self.end, strict=True))
+        return {"seconds": wall, "cpu_seconds": cpu}
+
+
 @contextlib.contextmanager
 def quiet() -> Any:
     """Keep what is printed inside off standard output, whose last line is the result."""
@@ -313,6 +325,8 @@ def report(options: argparse.Namespace, rounds: dict[str, list[dict[str, Any]]])
     ours, theirs = rounds["mlx-companion"], rounds["mlx-lm"]
     speed = common.ratios(ours, theirs, "targets_per_second")
     facts = common.machine()
+    # A folder on this machine means nothing to others.
+    model = Path(options.model).name if Path(options.model).exists() else options.model
     rows = [
         [
             name,
@@ -321,16 +335,26 @@ def report(options: argparse.Namespace, rounds: dict[str, list[dict[str, Any]]])
             f"{common.median(runs, 'valid_loss'):.4f}",
             f"{common.median(runs, 'padding'):.1%}",
             f"{common.median(runs, 'seconds'):.1f}",
+            f"{common.median(runs, 'cpu_seconds'):.1f}",
             f"{runs[0]['steps']}",
         ]
         for name, runs in rounds.items()
     ]
-    header = ["", "useful tokens/s", "peak MB", "held-out loss", "padding", "seconds", "steps"]
+    header = [
+        "",
+        "useful tokens/s",
+        "peak MB",
+        "held-out loss",
+        "padding",
+        "seconds",
+        "CPU s",
+        "steps",
+    ]
     middle = sorted(speed)[len(speed) // 2]
     spread = ", ".join(f"{value:.2f}" for value in speed)
     text = "\n".join(
         [
-            f"LoRA rank {RANK} on every linear layer of {options.model}: "
+            f"LoRA rank {RANK} on every linear layer of {model}: "
             f"{ours[0]['targets']} useful tokens of {ours[0]['tokens']}, {len(speed)} rounds",
             common.machine_text(facts),
             "",
@@ -341,7 +365,7 @@ def report(options: argparse.Namespace, rounds: dict[str, list[dict[str, Any]]])
     )
     result = {
         "benchmark": "finetune",
-        "model": str(options.model),
+        "model": model,
         "speed_ratio": middle,
         "speed_ratios": speed,
         "memory_ratio": common.median(ours, "peak_mb") / common.median(theirs, "peak_mb"),

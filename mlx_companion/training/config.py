@@ -42,7 +42,8 @@ class TrainConfig:
             skipped) before the run gives up.
         seed: decides order, dropout and the adapter's initial values.
         dtype: number type a model is loaded in; "auto" is float32 on CPU, else the files' own.
-        compile: fuse the step with `mx.compile`; None for "on GPUs", where it pays.
+        compile: fuse the step with `mx.compile`. Every new shape is traced again, on a CPU with
+            a C++ compiler at that, so it pays only where few shapes occur.
         pad_to: row lengths are rounded up to a multiple of this, so that fewer shapes occur;
             None for 1, or 32 where steps are compiled.
 
@@ -78,7 +79,7 @@ class TrainConfig:
     max_bad_steps: int = 5
     seed: int = 0
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    compile: bool | None = None
+    compile: bool = False
     pad_to: int | None = None
 
     def __post_init__(self) -> None:

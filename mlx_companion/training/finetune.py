@@ -44,7 +44,7 @@ from mlx_companion.training.data import Data, TrainingData, prepare_data
 from mlx_companion.training.losses import Loss
 from mlx_companion.training.progress import RichProgress
 from mlx_companion.training.state import TrainSummary
-from mlx_companion.training.trainer import Trainer, compiles
+from mlx_companion.training.trainer import Trainer
 
 ADAPTER = "adapter"
 CHECKPOINTS = "checkpoints"
@@ -126,7 +126,7 @@ def finetune(
     """
     lora, train = lora or LoraConfig(), train or TrainConfig()
     lm = model if isinstance(model, LanguageModel) else load(model, dtype=_dtype(train))
-    pad_to = train.pad_to or (_COMPILED_PAD if compiles(train) else 1)
+    pad_to = train.pad_to or (_COMPILED_PAD if train.compile else 1)
     prepared = prepare_data(data, valid, lm.tokenizer, train, pad_to)
     run = _Run(Path(out), lm, lora, train, prepared)
     shown = RichProgress() if progress else None

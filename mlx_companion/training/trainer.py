@@ -104,7 +104,7 @@ class Trainer:
             CheckpointFolder(checkpoints, run_hash, self.config.keep_last) if checkpoints else None
         )
         self.optimizer = optimizer_for(self.config)
-        self._compiled = compiles(self.config) and isinstance(self.loss, SftLoss)
+        self._compiled = self.config.compile and isinstance(self.loss, SftLoss)
         self._best: Arrays | None = None
         self._advice = Advice()
         self._step_seconds = 0.0
@@ -343,14 +343,7 @@ def default_loss(config: TrainConfig) -> SftLoss:
     """Cross-entropy of the target tokens, as the settings want it."""
     # Keys and values that layers pass on outside of their arguments would lose their gradients.
     share = config.share_prefix and not config.gradient_checkpointing
-    return SftLoss(share_prefix=share, pad_to=_TARGETS_TO if compiles(config) else 1)
-
-
-def compiles(config: TrainConfig) -> bool:
-    """Whether steps run through `mx.compile`: as the settings say, by default on GPUs."""
-    if config.compile is None:
-        return mx.default_device().type == mx.DeviceType.gpu
-    return config.compile
+    return SftLoss(share_prefix=share, pad_to=_TARGETS_TO if config.compile else 1)
 
 
 def optimizer_for(config: TrainConfig) -> AdamW:

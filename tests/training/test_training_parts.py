@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -253,3 +254,47 @@ def test_the_progress_says_the_figures(terminal: bool) -> None:
 def test_the_state_survives_json() -> None:
     state = TrainState(step=3, epoch_loss=1 / 3, valid_best=0.1)
     assert TrainState.from_json(json.loads(json.dumps(state.to_json()))) == state
+
+
+class FakeBlas:
+    """An OpenBLAS as far as the streams look into it."""
+
+    def __init__(self, kind: int, openmp: int = 4) -> None:
+        self.kind, self.openmp, self.threads = kind, openmp, 4
+
+    def openblas_get_parallel(self) -> int:
+        return self.kind
+
+    def openblas_get_num_threads(self) -> int:
+        return self.threads
+
+    def openblas_set_num_threads(self, threads: int) -> None:
+        self.threads = threads
+
+    def omp_get_max_threads(self) -> int:
+        return self.openmp
+
+
+@pytest.mark.skipif(
+    mx.default_device().type != mx.DeviceType.cpu or sys.platform == "darwin",
+    reason="streams side by side are for Linux CPUs",
+)
+@pytest.mark.parametrize(
+    ("blas", "streams", "threads"),
+    [
+        (FakeBlas(1), 2, 1),
+        (FakeBlas(2, openmp=1), 2, 4),
+        (FakeBlas(2, openmp=2), 1, 4),
+        (object(), 1, None),
+    ],
+    ids=["pthreads", "openmp-one-thread", "openmp-more", "another-blas"],
+)
+def test_streams_only_where_the_blas_does_not_compete(
+    blas: Any, streams: int, threads: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlx_companion.training.streams.ctypes.CDLL", lambda name: blas)
+    monkeypatch.setattr("mlx_companion.training.streams.available_cores", lambda: 2)
+    with parallel_streams() as found:
+        assert len(found) == streams
+        assert getattr(blas, "threads", None) == threads
+    assert getattr(blas, "threads", 4) == 4
