@@ -19,6 +19,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -32,6 +33,13 @@ _SYSTEM_NAMES = ("libopenblas.so.0", "libopenblas.so")
 _COMPANIONS = ("libquadmath", "libgfortran", "libgomp")
 _THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
 _WAIT_VARIABLE = "OMP_WAIT_POLICY"
+_CORE_VARIABLE = "OPENBLAS_CORETYPE"
+# OpenBLAS's kernels by what a processor must offer for them, best first.
+_KERNELS = (
+    ("SKYLAKEX", {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"}),
+    ("HASWELL", {"avx2", "fma"}),
+)
+_CPUINFO = Path("/proc/cpuinfo")
 
 Status = Literal["loaded", "not-needed", "off", "late", "missing"]
 
@@ -143,13 +151,46 @@ def _load(path: str) -> bool:
     """Load one library for everyone; False when it is absent or offers no plain cblas_sgemm."""
     try:
         _load_companions(Path(path).parent)
-        library = ctypes.CDLL(path)
+        with _widest_kernels():
+            library = ctypes.CDLL(path)
         if not hasattr(library, "cblas_sgemm"):
             return False
         _set_threads(ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL))
     except OSError:
         return False
     return True
+
+
+@contextmanager
+def _widest_kernels() -> Iterator[None]:
+    """Have OpenBLAS take the widest kernels that the processor can run, while it is loaded.
+
+    It chooses them by processor model, and for models newer than itself it falls back to SSE3:
+    OpenBLAS 0.3.15 on a Zen 5 gave 38 GFLOP/s on two cores, 138 a core with AVX2 and 273 with
+    AVX-512. A choice made in the environment is left alone.
+    """
+    wanted = None if os.environ.get(_CORE_VARIABLE) else kernels_for(_cpu_flags())
+    if wanted is None:
+        yield
+        return
+    os.environ[_CORE_VARIABLE] = wanted
+    try:
+        yield
+    finally:
+        del os.environ[_CORE_VARIABLE]
+
+
+def kernels_for(flags: set[str]) -> str | None:
+    """OpenBLAS's name for the widest kernels that run with these processor flags, if any."""
+    return next((name for name, needed in _KERNELS if needed <= flags), None)
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        lines = _CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return set()
+    return set(next((line for line in lines if line.startswith("flags")), "").split())
 
 
 def _load_companions(folder: Path) -> None:

@@ -197,3 +197,34 @@ def test_the_libraries_beside_it_are_loaded_first_and_in_order(
     opened.clear()
     blas._load_companions(tmp_path)
     assert opened == []
+
+
+AVX512 = {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "kernels"),
+    [
+        ({"sse2", "avx"}, None),
+        ({"avx2", "fma"}, "HASWELL"),
+        ({"avx2", "fma", "avx512f"}, "HASWELL"),
+        ({"avx2", "fma", *AVX512}, "SKYLAKEX"),
+    ],
+)
+def test_kernels_are_the_widest_that_run(flags: set[str], kernels: str | None) -> None:
+    assert blas.kernels_for(flags) == kernels
+
+
+def test_a_choice_of_kernels_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Nehalem")
+    with blas._widest_kernels():
+        assert os.environ["OPENBLAS_CORETYPE"] == "Nehalem"
+    assert os.environ["OPENBLAS_CORETYPE"] == "Nehalem"
+
+
+def test_kernels_are_chosen_only_while_loading(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
+    monkeypatch.setattr(blas, "_cpu_flags", lambda: {"avx2", "fma"})
+    with blas._widest_kernels():
+        assert os.environ["OPENBLAS_CORETYPE"] == "HASWELL"
+    assert "OPENBLAS_CORETYPE" not in os.environ
