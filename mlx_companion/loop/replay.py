@@ -45,8 +45,15 @@ _ROUNDING = 1e-9
 def mix(ctx: RoundContext) -> dict[str, Any]:
     """Choose the training rows; membership goes to the store, realised counts to the payload."""
     config = ctx.config.replay
-    gate = {normalized(row["prompt"]) for row in ctx.payload("collect")["gate"]}
-    good = [e for e in ctx.store.examples.accepted() if normalized(e.prompt) not in gate]
+    collected = ctx.payload("collect")
+    gate = {normalized(row["prompt"]) for row in collected["gate"]}
+    disliked = {(normalized(p), normalized(r)) for p, r in collected["disliked"]}
+    good = [
+        e
+        for e in ctx.store.examples.accepted()
+        if normalized(e.prompt) not in gate
+        and (normalized(e.prompt), normalized(e.response)) not in disliked
+    ]
     feedback = _stored_feedback(ctx, gate)
     reserved = math.ceil(config.max_rows * (1 - config.synthetic_ceiling) - _ROUNDING)
     by_people = max(len(feedback), reserved)

@@ -135,12 +135,13 @@ def test_rows_by_people_keep_the_ceiling_and_no_more(synthetic, ceiling):
         assert most >= synthetic
 
 
-def collected(ctx, gate=(), feedback=()):
+def collected(ctx, gate=(), feedback=(), disliked=()):
     finish(
         ctx,
         "collect",
         gate=[{"id": f"g{i}", "topic": "t", "prompt": p} for i, p in enumerate(gate)],
         feedback=[{"prompt": prompt, "response": reply} for prompt, reply in feedback],
+        disliked=[list(pair) for pair in disliked],
     )
 
 
@@ -257,6 +258,18 @@ def test_two_rounds_accumulate(store):
     assert {e.response for e in rows if e.source == "general"} == {"New."}
     assert sources["feedback"] == 1, "feedback of an earlier round is not counted twice"
     assert store.replay.counts(second.round.id)["new"]["new"] == 8
+
+
+def test_a_reply_disliked_later_is_replayed_no_more(store):
+    first = open_round(store)
+    collected(first)
+    add_samples(first, good("Old 1", "Kept."), good("Old 2", "Regretted."))
+    mix(first)
+    second = open_round(store)
+    collected(second, disliked=[("old 2", "regretted")])
+    mix(second)
+    sources = {e.prompt for e in mixed_rows(second) if e.source == "generated"}
+    assert sources == {"Old 1"}
 
 
 def test_written_pairs_keep_the_profile_and_stay_off_taken_prompts(store):
