@@ -1,11 +1,11 @@
 """LoRA: small trained updates beside frozen weights, plain or quantized.
 
-    config    rank, strength, targets
-    layers    the adapter layer
-    attach    put on, take off, scale
-    fuse      fold into the weights, with a measure of what survives rounding
-    io        save and load, tied to the base model by its hash
-    interop   mlx-lm's adapter layout
+config    rank, strength, targets
+layers    the adapter layer
+attach    put on, take off, scale
+fuse      fold into the weights, with a measure of what survives rounding
+io        save and load, tied to the base model by its hash
+interop   mlx-lm's adapter layout
 """
 
 from mlx_companion.lora.attach import (

@@ -1,9 +1,9 @@
 """Put adapters on a model, take them off, and set how strongly they act.
 
-    attach(model, LoraConfig(rank=8), seed=0)
-    ...train...
-    set_multiplier(model, 0.5)      # half the change, at once
-    detach(model)                   # the very modules that were there before
+attach(model, LoraConfig(rank=8), seed=0)
+...train...
+set_multiplier(model, 0.5)      # half the change, at once
+detach(model)                   # the very modules that were there before
 """
 
 from __future__ import annotations
@@ -221,9 +221,7 @@ def restore_trainable(model: nn.Module) -> None:
 
 def _adapted(path: str, base: nn.Module, config: LoraConfig, seed: int) -> LoRALinear:
     key = mx.random.key(derive_seed(seed, "lora", path))
-    layer = LoRALinear(
-        base, rank=config.rank, scale=config.scale, dropout=config.dropout, key=key
-    )
+    layer = LoRALinear(base, rank=config.rank, scale=config.scale, dropout=config.dropout, key=key)
     layer.train(base.training)
     return layer
 

@@ -1,6 +1,6 @@
 """Adapters for other programs: mlx-lm's folder layout.
 
-    export_mlx_lm(model, "out")     # then: mlx_lm.generate --adapter-path out
+export_mlx_lm(model, "out")     # then: mlx_lm.generate --adapter-path out
 """
 
 from __future__ import annotations

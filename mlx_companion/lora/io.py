@@ -1,11 +1,11 @@
 """Adapters on disk: a folder that appears whole or not at all, and knows its base model.
 
-    adapters.safetensors   A and B of every adapted layer, float32
-    adapter_config.json    format version, LoRA config, hash of the base model, SHA-256 of the
-                           weights file, shape of every tensor, and whatever the caller adds
+adapters.safetensors   A and B of every adapted layer, float32
+adapter_config.json    format version, LoRA config, hash of the base model, SHA-256 of the
+                       weights file, shape of every tensor, and whatever the caller adds
 
-    sha = save_adapter("runs/a", model, config, base_sha256=lm.base_sha256)
-    config = load_adapter("runs/a", model, base_sha256=lm.base_sha256, expected_sha256=sha)
+sha = save_adapter("runs/a", model, config, base_sha256=lm.base_sha256)
+config = load_adapter("runs/a", model, base_sha256=lm.base_sha256, expected_sha256=sha)
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Text in, batches out: data files, chat templates with masks, length-bucketed batches.
 
-    records   files of chat, prompt/completion and text -> `Sample`
-    encode    `Sample` -> tokens and the mask of what is trained on
-    batches   encoded samples -> padded batches, reshuffled each epoch
+records   files of chat, prompt/completion and text -> `Sample`
+encode    `Sample` -> tokens and the mask of what is trained on
+batches   encoded samples -> padded batches, reshuffled each epoch
 """
 
 from mlx_companion.text.batches import Batch, LengthBuckets, collate
