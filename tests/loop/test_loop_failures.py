@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import errno
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any
 
 import pytest
 from loop_world import QUICK, TAUGHT, one_round, settings
+from small_disk import mounted_disk
 
 from mlx_companion.errors import (
     DataError,
@@ -69,20 +68,8 @@ class Filler(Silent):
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A folder on a disk of 16 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if sys.platform != "linux":
-        pytest.skip("mounts a tmpfs, which only Linux has")
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if mounted.returncode:
-        pytest.skip(f"may not mount a tmpfs here: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with mounted_disk(tmp_path / "disk", "16m") as folder:
+        yield folder
 
 
 @pytest.fixture
