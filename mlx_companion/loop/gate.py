@@ -9,7 +9,7 @@ only when all of this holds:
 - relevance, variety, perplexity of a frozen general text, and divergence from the base stay
   inside their margins.
 
-A candidate that gains but breaks a margin is scaled down (bisection) and tried again. There
+A candidate that does harm is scaled down (bisection) and tried again. There
 are three outcomes: deploy, reject (harm was seen), inconclusive (neither).
 """
 
@@ -261,9 +261,7 @@ def _scaled_looks(
     low, high = ctx.config.gate.least_scale, full.scale
     for number in range(1, ctx.config.gate.scale_steps + 1):
         scale = round((low + high) / 2, 3)
-        ctx.progress.note(
-            f"The candidate breaks a margin; trying it at {scale:.2f} of its strength."
-        )
+        ctx.progress.note(f"The candidate does harm; trying it at {scale:.2f} of its strength.")
         looks.append(_look(ctx, panel, prompts, before, scale, number))
         if looks[-1].decision == "deploy":
             return looks
