@@ -162,12 +162,8 @@ _COUNTS = (
 )
 
 
-def _lora() -> LoraConfig:
-    return LoraConfig(rank=8, alpha=16.0)
-
-
 def _train() -> TrainConfig:
-    return TrainConfig(epochs=2, lr=3e-4, max_tokens=512, batch_tokens=1024)
+    return TrainConfig(epochs=2, max_tokens=512)
 
 
 @dataclass(frozen=True)
@@ -197,7 +193,7 @@ class LoopConfig:
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
-    lora: LoraConfig = field(default_factory=_lora)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     train: TrainConfig = field(default_factory=_train)
     gate: GateConfig = field(default_factory=GateConfig)
     limits: ResourceLimits = field(default_factory=ResourceLimits)

@@ -64,7 +64,7 @@ def panel():
     judges = [
         StyleJudge(load_profile()),
         TruncationJudge(),
-        EchoJudge(),
+        EchoJudge(least=2),
         StockJudge(),
         RelevanceJudge(WordEncoder(), 0.05),
     ]

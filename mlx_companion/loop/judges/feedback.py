@@ -47,7 +47,7 @@ class DuplicateJudge:
 
     name = "distinct"
 
-    def __init__(self, encoder: SentenceEncoder, most_similar: float = 0.95) -> None:
+    def __init__(self, encoder: SentenceEncoder, most_similar: float) -> None:
         self._encoder = encoder
         self._most_similar = most_similar
 

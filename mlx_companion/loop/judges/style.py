@@ -73,7 +73,7 @@ class EchoJudge:
 
     name = "echo"
 
-    def __init__(self, least: int = 2) -> None:
+    def __init__(self, least: int) -> None:
         self._least = least
 
     def score(self, candidates: Sequence[Candidate]) -> list[Score]:
