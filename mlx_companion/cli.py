@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -206,11 +205,8 @@ def improve(
     An interrupted round goes on where it was. The last line printed is a JSON object of figures.
     """
     from mlx_companion.loop import LoopConfig
-    from mlx_companion.loop import improve as run_rounds
-    from mlx_companion.loop.console import RichProgress
-    from mlx_companion.loop.progress import Silent
-    from mlx_companion.loop.round_view import print_round, result_line
-    from mlx_companion.loop.switch import long_work
+    from mlx_companion.loop.round_view import result_line
+    from mlx_companion.loop.shown import shown_rounds
 
     if review and dry_run:
         raise typer.BadParameter("give --review or --dry-run, not both")
@@ -220,19 +216,16 @@ def improve(
     )
     # A test asks for spoiled training targets, which the gate has to refuse.
     poison: Any = os.environ.get(POISON_VARIABLE) or None
-    for _ in range(settings.rounds):
-        with (
-            RichProgress(_console(stderr=True)) as progress,
-            long_work(clear_stop=clear_stop, say=progress.note) as switch,
-        ):
-            one = replace(settings, rounds=1)
-            listener = Silent() if quiet else progress
-            result = run_rounds(one, progress=listener, switch=switch, poison=poison)[0]
-        if not quiet:
-            print_round(_console(), result.report)
-            print(f"\nReport: {result.html}")
+    report = shown_rounds(
+        settings,
+        out=_console(),
+        err=_console(stderr=True),
+        quiet=quiet,
+        clear_stop=clear_stop,
+        poison=poison,
+    )
     # Not through rich, which would wrap it.
-    print(result_line(result.report))
+    print(result_line(report))
 
 
 @app.command(rich_help_panel=LEARN)

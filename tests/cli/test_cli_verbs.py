@@ -121,6 +121,26 @@ def test_errors_have_exit_codes(
     assert "Traceback" not in result.stderr
 
 
+def test_a_limit_in_a_later_round_keeps_the_figures(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = [None, LoopError("2 rounds were run and max_rounds is 2")]
+
+    def improve(config: Any, **given: Any) -> list[Any]:
+        from mlx_companion.loop.rounds import RoundResult
+
+        error = left.pop(0)
+        if error is not None:
+            raise error
+        return [RoundResult(REPORT, Path("/x/report.html"), Path("/x/report.json"))]
+
+    monkeypatch.setattr("mlx_companion.loop.rounds.improve", improve)
+    result = run("improve", "--rounds", "3")
+    assert (result.exit_code, left) == (0, [])
+    assert "No further round: 2 rounds were run" in result.stderr
+    assert json.loads(result.stdout.splitlines()[-1])["version"] == "v0004"
+
+
 def test_a_program_error_is_not_hidden(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_improve(monkeypatch, ZeroDivisionError("a fault in the program"))
     assert isinstance(run("improve").exception, ZeroDivisionError)
