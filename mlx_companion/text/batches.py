@@ -45,6 +45,24 @@ class Batch:
     lengths: mx.array
     indices: tuple[int, ...]
 
+    def split_rows(self, parts: int) -> list[Batch]:
+        """The rows as at most `parts` batches of about the same work, none of them empty.
+
+        Rows are dealt out longest first; a part is as wide as its longest row.
+        """
+        order = np.argsort(-np.array(self.lengths), kind="stable")
+        return [self._take(order[i::parts]) for i in range(min(parts, len(order)))]
+
+    def _take(self, rows: np.ndarray) -> Batch:
+        width = int(np.array(self.lengths)[rows].max())
+        kept = mx.array(rows)
+        return Batch(
+            self.tokens[kept, :width],
+            self.targets[kept, :width],
+            self.lengths[kept],
+            tuple(self.indices[row] for row in rows),
+        )
+
 
 def collate(encoded: Sequence[Encoded], indices: Sequence[int], pad_to: int = 1) -> Batch:
     """Pad the samples at `indices` into one batch.
@@ -107,6 +125,16 @@ class LengthBuckets:
         self.pad_to = pad_to
         self._lengths = np.array([len(sample.tokens) for sample in encoded])
 
+    @property
+    def rows(self) -> int:
+        """Rows of an epoch."""
+        return len(self.encoded)
+
+    @property
+    def target_count(self) -> int:
+        """Targets of an epoch."""
+        return sum(row.target_count for row in self.encoded)
+
     def epoch(self, number: int) -> list[tuple[int, ...]]:
         """The batches of one epoch, as sample indices; each sample is in exactly one batch."""
         rng = np.random.default_rng(derive_seed(self.seed, "batches", number))
@@ -116,15 +144,26 @@ class LengthBuckets:
         plan = self._fill(by_length.tolist())
         return [plan[at] for at in rng.permutation(len(plan))]
 
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """Collate those rows."""
+        return collate(self.encoded, indices, self.pad_to)
+
     def batches(self, number: int, start: int = 0) -> Iterator[Batch]:
         """Collate the batches of an epoch one at a time, from batch `start` on."""
         for indices in self.epoch(number)[start:]:
-            yield collate(self.encoded, indices, self.pad_to)
+            yield self.batch(indices)
+
+    def tokens(self, indices: Sequence[int]) -> int:
+        """Tokens of those rows, padding excluded."""
+        return int(self._lengths[list(indices)].sum())
+
+    def slots(self, indices: Sequence[int]) -> int:
+        """The same, padding included."""
+        return len(indices) * self._width(indices)
 
     def padding_share(self, plan: Sequence[Sequence[int]]) -> float:
         """Share of a plan's token slots that hold padding, 0-1."""
-        slots = sum(len(rows) * self._width(rows) for rows in plan)
-        return 1 - sum(int(self._lengths[list(rows)].sum()) for rows in plan) / slots
+        return 1 - sum(map(self.tokens, plan)) / sum(map(self.slots, plan))
 
     def _width(self, rows: Sequence[int]) -> int:
         return _round_up(int(self._lengths[list(rows)].max()), self.pad_to)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 from mlx_companion.errors import ConfigError
 
-Schedule = Literal["cosine", "linear", "constant"]
+Schedule = Literal["cosine", "linear", "constant", "trapezoid"]
+OptimizerName = Literal["adamw", "muon"]
 
 
 @dataclass(frozen=True)
@@ -17,16 +18,26 @@ class TrainConfig:
     Args:
         epochs: passes over the data.
         max_steps: stop after so many optimizer steps, if that is fewer.
+        max_flops: stop after so many floating-point operations of training, as the trainer's
+            `flops` counts them; `epochs` then is not read, and the learning rate follows the
+            share of them that is done.
         batch_tokens: most tokens in a micro-batch, rows x padded length.
         max_rows: most rows in a micro-batch; None for no limit.
         accumulate: micro-batches per optimizer step; their gradients weigh by target tokens.
         max_tokens: longest row, in tokens.
+        optimizer: "adamw" for everything, or "muon" for hidden matrices and AdamW for embeddings,
+            tables, output heads and vectors; see `training.optimizers`.
         lr: highest learning rate.
-        schedule: how it falls after the warm-up.
+        lr_ratios: learning rates of some parameters as shares of `lr`: glob patterns of their
+            names, of which the first that matches counts.
+        schedule: how it falls after the warm-up; "trapezoid" is constant, then linear.
         warmup_ratio: share of all steps in which it rises from near 0.
         warmup_steps: the same as a number of steps; overrides `warmup_ratio`.
+        decay_ratio: share of what comes after the warm-up in which a trapezoid falls.
         final_lr_ratio: what it falls to, as a share of `lr`.
-        weight_decay, betas, eps: of AdamW, with bias correction.
+        weight_decay: of matrices and tables, decoupled; vectors do not decay.
+        betas, eps: of AdamW, with bias correction.
+        momentum: of Muon.
         clip_norm: gradients of a larger global norm are scaled down to it; None never.
         gradient_checkpointing: compute layers again in the backward pass instead of keeping what
             they computed; about a third more time for a fraction of the memory.
@@ -55,18 +66,23 @@ class TrainConfig:
 
     epochs: int = 3
     max_steps: int | None = None
+    max_flops: float | None = None
     batch_tokens: int = 1024
     max_rows: int | None = None
     accumulate: int = 1
     max_tokens: int = 1024
+    optimizer: OptimizerName = "adamw"
     lr: float = 3e-4
+    lr_ratios: dict[str, float] = field(default_factory=dict)
     schedule: Schedule = "cosine"
     warmup_ratio: float = 0.05
     warmup_steps: int | None = None
+    decay_ratio: float = 0.3
     final_lr_ratio: float = 0.1
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
+    momentum: float = 0.95
     clip_norm: float | None = 1.0
     gradient_checkpointing: bool = False
     share_prefix: bool = True
@@ -102,8 +118,14 @@ class TrainConfig:
         self._check("clip_norm", self.clip_norm is None or self.clip_norm > 0, "over 0, or None")
         fits = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
         self._check("betas", fits, "two numbers from 0 up to, not including, 1")
-        known = ("cosine", "linear", "constant")
-        self._check("schedule", self.schedule in known, f"one of {', '.join(known)}")
+        self._check("max_flops", self.max_flops is None or self.max_flops > 0, "over 0, or None")
+        self._check("momentum", 0 <= self.momentum < 1, "from 0 up to, not including, 1")
+        self._check("decay_ratio", 0 < self.decay_ratio <= 1, "over 0, up to 1")
+        positive = all(ratio > 0 for ratio in self.lr_ratios.values())
+        self._check("lr_ratios", positive, "ratios over 0")
+        for name, choices in (("schedule", Schedule), ("optimizer", OptimizerName)):
+            known = get_args(choices)
+            self._check(name, getattr(self, name) in known, f"one of {', '.join(known)}")
 
     def _check(self, name: str, fits: bool, expected: str) -> None:
         if not fits:

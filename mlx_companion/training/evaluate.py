@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import mlx.nn as nn
 
-from mlx_companion.text.batches import LengthBuckets
+from mlx_companion.text.sources import RowSource
 from mlx_companion.training.gradients import GradientEngine
 
 
-def mean_loss(model: nn.Module, engine: GradientEngine, valid: LengthBuckets) -> float:
+def mean_loss(model: nn.Module, engine: GradientEngine, valid: RowSource) -> float:
     """Loss per target token over all rows, without dropout.
 
     Args:
@@ -22,7 +22,7 @@ def mean_loss(model: nn.Module, engine: GradientEngine, valid: LengthBuckets) ->
     was_training = model.training
     model.eval()
     try:
-        parts = [engine.evaluate(batch) for batch in valid.batches(0)]
+        parts = [engine.evaluate(valid.batch(indices)) for indices in valid.epoch(0)]
     finally:
         model.train(was_training)
     return sum(loss for loss, _ in parts) / sum(count for _, count in parts)

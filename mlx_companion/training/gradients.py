@@ -13,10 +13,8 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 from mlx.utils import tree_flatten, tree_map
 
-from mlx_companion.text.batches import Batch
 from mlx_companion.training.losses import Loss
 
 
@@ -110,15 +108,9 @@ class GradientEngine:
 
 
 def split_rows(batch: Any, parts: int) -> list[Any]:
-    """A batch as at most `parts` batches of about the same work, none of them empty.
-
-    Rows are dealt out longest first; a part is as wide as its longest row. What is no `Batch`
-    is left whole.
-    """
-    if parts <= 1 or not isinstance(batch, Batch) or len(batch.indices) < 2:
-        return [batch]
-    order = np.argsort(-np.array(batch.lengths), kind="stable")
-    return [_rows(batch, order[i::parts]) for i in range(min(parts, len(order)))]
+    """A batch as at most `parts` batches; one that has no method `split_rows` is left whole."""
+    cut = getattr(batch, "split_rows", None)
+    return [batch] if cut is None or parts <= 1 or len(batch.indices) < 2 else cut(parts)
 
 
 def global_norm(gradients: Any) -> mx.array:
@@ -139,17 +131,6 @@ def clipped_mean(total: Accumulated, clip_norm: float | None) -> tuple[Any, floa
     if clip_norm is not None and norm > clip_norm:
         scale *= clip_norm / norm
     return tree_map(lambda g: g * scale, total.gradients), norm
-
-
-def _rows(batch: Batch, rows: np.ndarray) -> Batch:
-    width = int(np.array(batch.lengths)[rows].max())
-    kept = mx.array(rows)
-    return Batch(
-        batch.tokens[kept, :width],
-        batch.targets[kept, :width],
-        batch.lengths[kept],
-        tuple(batch.indices[row] for row in rows),
-    )
 
 
 def _last_layer_first(gradients: Any) -> list[mx.array]:

@@ -18,6 +18,7 @@ class TrainState:
         targets: target tokens trained on so far.
         tokens: tokens of the rows trained on (prompts included, padding not).
         slots: token slots (padding included).
+        flops: floating-point operations spent on them, where the trainer counts them.
         seconds: time spent training, evaluations and earlier runs included.
         skipped: steps whose loss or gradient was not finite.
         bad_in_row: how many of the last steps were skipped.
@@ -37,6 +38,7 @@ class TrainState:
     targets: int = 0
     tokens: int = 0
     slots: int = 0
+    flops: float = 0.0
     seconds: float = 0.0
     skipped: int = 0
     bad_in_row: int = 0
@@ -57,8 +59,8 @@ class TrainState:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> TrainState:
-        """From what `to_json` gave."""
-        return cls(**{field.name: values[field.name] for field in fields(cls)})
+        """From what `to_json` gave, of this version or of one that knew fewer of the fields."""
+        return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
 
     def observe(self, loss: float, min_delta: float) -> bool:
         """Note a held-out loss; True when it is the lowest so far."""
@@ -79,7 +81,8 @@ class RunInfo:
     """What a run is about to do.
 
     Attributes:
-        total_steps: steps of the whole run; fewer are done when patience runs out.
+        total_steps: steps of the whole run; fewer are done when patience runs out, and it is an
+            estimate where FLOPs end the run.
         step: where it starts (0, or where a checkpoint was).
         rows: training rows.
         targets: target tokens of one epoch.
@@ -101,7 +104,7 @@ class StepInfo:
 
     Attributes:
         step: its number, from 1.
-        total_steps: steps of the whole run.
+        total_steps: steps of the whole run, an estimate where FLOPs end it.
         epoch: from 0.
         loss: mean over its target tokens, nats; NaN or infinite when skipped.
         lr: learning rate.
@@ -110,6 +113,7 @@ class StepInfo:
         seconds: time it took.
         skipped: it was not finite and changed nothing.
         peak_mb: highest memory of the process so far, MB.
+        flops: floating-point operations of the run so far; 0 where they are not counted.
     """
 
     step: int
@@ -124,6 +128,7 @@ class StepInfo:
     seconds: float
     skipped: bool
     peak_mb: float
+    flops: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -153,6 +158,7 @@ class TrainSummary:
         seconds: time spent, earlier runs of a resumed one included.
         targets_per_second: `targets` over the time spent in steps of this process.
         peak_mb: highest memory of the process, MB.
+        flops: floating-point operations of training; 0 where they are not counted.
     """
 
     steps: int
@@ -170,6 +176,7 @@ class TrainSummary:
     seconds: float
     targets_per_second: float
     peak_mb: float
+    flops: float
 
 
 def summarize(
@@ -192,4 +199,5 @@ def summarize(
         seconds=state.seconds,
         targets_per_second=speed,
         peak_mb=peak_mb,
+        flops=state.flops,
     )

@@ -12,24 +12,23 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.optimizers import AdamW
 from mlx.utils import tree_flatten
 
-from mlx_companion.errors import Stopped, TrainingError
+from mlx_companion.errors import ConfigError, Stopped, TrainingError
 from mlx_companion.models.fast_cpu import fast_cpu
 from mlx_companion.models.heads import split_head
 from mlx_companion.runtime.memory import peak_memory_mb
 from mlx_companion.runtime.monitor import Advice, ResourceMonitor
 from mlx_companion.runtime.seeds import seed_everything
 from mlx_companion.runtime.stop import NEVER, StopSwitch
-from mlx_companion.text.batches import LengthBuckets
+from mlx_companion.text.sources import RowSource
 from mlx_companion.training import snapshot
 from mlx_companion.training.buffers import buffers_for_training
 from mlx_companion.training.callbacks import Callback
@@ -38,10 +37,11 @@ from mlx_companion.training.config import TrainConfig
 from mlx_companion.training.evaluate import mean_loss
 from mlx_companion.training.gradients import Accumulated, GradientEngine, clipped_mean
 from mlx_companion.training.losses import Loss, SftLoss
+from mlx_companion.training.optimizers import optimizer_for
 from mlx_companion.training.plan import Plan
 from mlx_companion.training.recompute import recompute_layers
 from mlx_companion.training.rng import export_random_states, restore_random_states
-from mlx_companion.training.schedule import learning_rate
+from mlx_companion.training.schedule import learning_rate, learning_rate_at
 from mlx_companion.training.state import (
     RunInfo,
     SaveInfo,
@@ -61,7 +61,7 @@ class Trainer:
 
     Args:
         model: an MLX module with something to train.
-        train: the training rows.
+        train: the training rows: `LengthBuckets`, `PackedRows` or another source.
         valid: held-out rows; without them there is no best, no early stop.
         loss: see `losses.Loss`; default: cross-entropy of the target tokens.
         config: settings.
@@ -70,17 +70,20 @@ class Trainer:
         stop: kill switch; honoured between steps, after a checkpoint.
         checkpoints: their folder; None to keep nothing on the disk.
         run_hash: identifies the run (model, data, settings); a checkpoint of another is refused.
+        flops: floating-point operations of training on a micro-batch, as the source gave it;
+            counted into the metrics, and needed for `max_flops`.
 
     Raises:
         TrainingError: nothing in the model is trainable.
+        ConfigError: `max_flops` is set and nothing counts them.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        train: LengthBuckets,
+        train: RowSource,
         *,
-        valid: LengthBuckets | None = None,
+        valid: RowSource | None = None,
         loss: Loss | None = None,
         config: TrainConfig | None = None,
         callbacks: Iterable[Callback] = (),
@@ -88,11 +91,15 @@ class Trainer:
         stop: StopSwitch = NEVER,
         checkpoints: str | Path | None = None,
         run_hash: str = "",
+        flops: Callable[[Any], float] | None = None,
     ) -> None:
         if not tree_flatten(model.trainable_parameters()):
             raise TrainingError("nothing in the model is trainable; attach an adapter first")
         self.model = model
         self.config = config or TrainConfig()
+        if self.config.max_flops is not None and flops is None:
+            raise ConfigError("max_flops is set, and nothing counts them; give the trainer `flops`")
+        self.flops = flops
         self.plan = Plan(train, self.config)
         self.valid = valid
         self.loss = loss or default_loss(self.config)
@@ -103,7 +110,7 @@ class Trainer:
         self.folder = (
             CheckpointFolder(checkpoints, run_hash, self.config.keep_last) if checkpoints else None
         )
-        self.optimizer = optimizer_for(self.config)
+        self.optimizer = optimizer_for(self.config, model)
         self._compiled = self.config.compile and isinstance(self.loss, SftLoss)
         self._best: Arrays | None = None
         self._advice = Advice()
@@ -133,7 +140,7 @@ class Trainer:
             stack.enter_context(recompute_layers(self.model, self.config.gradient_checkpointing))
             streams = stack.enter_context(parallel_streams())
             stack.callback(self.model.eval)
-            split_head(self.model)
+            getattr(self.loss, "ready", split_head)(self.model)
             self._begin(resume)
             self._notify("on_start", self._info(len(streams)))
             self._engine = GradientEngine(self.model, self.loss, streams, self._compiled)
@@ -163,7 +170,13 @@ class Trainer:
                     break
 
     def _over(self) -> bool:
-        return self.state.step >= self.plan.total_steps or self.state.stopped_early
+        return self._done() or self.state.stopped_early
+
+    def _done(self) -> bool:
+        """Every step was taken, or every operation spent."""
+        total, most = self.plan.total_steps, self.config.max_flops
+        enough = most is not None and self.state.flops >= most
+        return enough or (total is not None and self.state.step >= total)
 
     def _safe_point(self) -> None:
         """Between steps everything is in a state that a checkpoint can hold."""
@@ -182,22 +195,22 @@ class Trainer:
         self.model.train()
         pieces = math.ceil(1 / self._advice.scale)
         total: Accumulated | None = None
-        slots = 0
         for indices in group:
             batch = self.plan.batch(indices)
-            slots += batch.tokens.size
+            self.state.flops += self.flops(batch) if self.flops else 0.0
             total = self._engine.add(batch, total, pieces=pieces)
         assert total is not None
-        lr = learning_rate(self.state.step, self.plan.total_steps, self.config)
+        lr = self._learning_rate()
         norm = self._apply(total, lr)
-        tokens = sum(len(self.plan.buckets.encoded[i].tokens) for rows in group for i in rows)
+        tokens = sum(map(self.plan.source.tokens, group))
+        slots = sum(map(self.plan.source.slots, group))
         self._advance(total, len(group), tokens, slots, not math.isfinite(norm))
         seconds = time.perf_counter() - start
         self._step_seconds += seconds
         self.state.seconds += seconds
         info = StepInfo(
             step=self.state.step,
-            total_steps=self.plan.total_steps,
+            total_steps=self._total_steps(),
             epoch=self.state.epoch,
             loss=total.loss / total.targets,
             lr=lr,
@@ -208,8 +221,34 @@ class Trainer:
             seconds=seconds,
             skipped=not math.isfinite(norm),
             peak_mb=peak_memory_mb(),
+            flops=self.state.flops,
         )
         self._notify("on_step", info)
+
+    def _learning_rate(self) -> float:
+        """Of the step whose operations are counted already."""
+        if self.config.max_flops is None:
+            return learning_rate(self.state.step, self._total_steps(), self.config)
+        done = self.state.flops / self.config.max_flops
+        if self.plan.total_steps is not None:
+            done = max(done, (self.state.step + 1) / self.plan.total_steps)
+        return learning_rate_at(done, self.state.step, self.config)
+
+    def _total_steps(self) -> int:
+        """Steps of the whole run, estimated from the past ones where FLOPs end it."""
+        total, most = self.plan.total_steps, self.config.max_flops
+        if most is None or self.flops is None:
+            assert total is not None
+            return total
+        state = self.state
+        each = state.flops / state.step if state.step else self._first_flops()
+        wanted = max(state.step, math.ceil(most / each))
+        return wanted if total is None else min(wanted, total)
+
+    def _first_flops(self) -> float:
+        assert self.flops is not None
+        group = next(self.plan.steps(0, 0))
+        return sum(self.flops(self.plan.batch(indices)) for indices in group)
 
     def _apply(self, total: Accumulated, lr: float) -> float:
         """Update the parameters; returns the norm, NaN when the step was skipped."""
@@ -245,13 +284,12 @@ class Trainer:
             )
 
     def _after_step(self) -> None:
-        epoch_done = self.state.batch >= len(self.plan.buckets.epoch(self.state.epoch))
+        epoch_done = self.state.batch >= len(self.plan.batches(self.state.epoch))
         every = self.config.eval_every
         if epoch_done:
             self._end_epoch()
-        last = self.state.step >= self.plan.total_steps
         due = epoch_done if every is None else self.state.step % every == 0
-        if due or last:
+        if due or self._done():
             self._evaluate()
         if self._over():
             return
@@ -322,10 +360,10 @@ class Trainer:
 
     def _info(self, streams: int) -> RunInfo:
         return RunInfo(
-            total_steps=self.plan.total_steps,
+            total_steps=self._total_steps(),
             step=self.state.step,
-            rows=len(self.plan.buckets.encoded),
-            targets=sum(row.target_count for row in self.plan.buckets.encoded),
+            rows=self.plan.source.rows,
+            targets=self.plan.source.target_count,
             streams=streams,
             trainable=sum(value.size for value in snapshot.parameters(self.model).values()),
         )
@@ -344,14 +382,3 @@ def default_loss(config: TrainConfig) -> SftLoss:
     # Keys and values that layers pass on outside of their arguments would lose their gradients.
     share = config.share_prefix and not config.gradient_checkpointing
     return SftLoss(share_prefix=share, pad_to=_TARGETS_TO if config.compile else 1)
-
-
-def optimizer_for(config: TrainConfig) -> AdamW:
-    """AdamW with bias correction."""
-    return AdamW(
-        config.lr,
-        betas=list(config.betas),
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        bias_correction=True,
-    )

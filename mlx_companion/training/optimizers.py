@@ -1,0 +1,149 @@
+"""Optimizers of a run: AdamW, or Muon for hidden matrices with AdamW for the rest.
+
+    optimizer = optimizer_for(config, model)
+    optimizer.init(model.trainable_parameters())
+    optimizer.learning_rate = 3e-4            # of every group, each times its own ratio
+    optimizer.update(model, gradients)
+
+Parameters are put in groups of one rule, one ratio of learning rates (`TrainConfig.lr_ratios`) and
+one weight decay. Only arrays of two and more dimensions decay: norms and biases do not. A run with
+a single group is that optimizer itself; with more of them the state holds a list of theirs, which
+a checkpoint keeps like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+from mlx.optimizers import AdamW, MultiOptimizer, Optimizer
+from mlx.utils import tree_flatten
+
+from mlx_companion.training.config import TrainConfig
+
+# Tables and heads, by the names that models give them: their rows are independent of each other,
+# so that there is nothing to orthogonalize.
+TABLES = ("*embed_tokens.*", "*_embedding.*", "*embeddings.*", "*lm_head.*", "*wte.*", "*wpe.*")
+# Makes the mean square of an orthogonal update that of a typical AdamW update.
+_RMS = 0.2
+
+
+class Group(NamedTuple):
+    """What parameters that are updated alike have in common.
+
+    Attributes:
+        rule: "adamw" or "muon".
+        ratio: their learning rate as a share of the run's.
+        decays: whether weights decay.
+    """
+
+    rule: str
+    ratio: float
+    decays: bool
+
+
+class Muon(optim.Muon):
+    """Muon with AdamW's scale of updates and AdamW's decoupled weight decay.
+
+    With M the Nesterov momentum of the gradients of a matrix W (n x m), O = NewtonSchulz5(M) its
+    nearest (roughly) orthogonal matrix: W <- W - lr * (0.2 * sqrt(max(n, m)) * O + decay * W). The
+    factor makes the root mean square of an update about 0.2, as AdamW's, so one learning rate and
+    one weight decay serve both. (`mlx.optimizers.Muon` adds the decay to the gradient, where the
+    orthogonalization scales it away, and scales by sqrt(max(1, n/m)), which wants a learning rate
+    of its own.)
+
+    References: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"; Liu
+    et al. 2025, "Muon is Scalable for LLM Training" (scale and decay).
+    """
+
+    def __init__(self, learning_rate: float, momentum: float, weight_decay: float) -> None:
+        super().__init__(learning_rate, momentum=momentum, weight_decay=0.0)
+        self.decay = weight_decay
+
+    def apply_single(self, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
+        """One matrix's update."""
+        state["v"] = self.momentum * state["v"] + (1 - self.momentum) * gradient
+        mixed = (1 - self.momentum) * gradient + self.momentum * state["v"]
+        update = self._zeropower_via_newtonschulz5(mixed, steps=self.ns_steps)
+        lr = self.learning_rate.astype(gradient.dtype)
+        scale = _RMS * max(parameter.shape) ** 0.5
+        return parameter * (1 - lr * self.decay) - lr * scale * update
+
+
+class GroupedOptimizer(MultiOptimizer):
+    """Several optimizers, one per group of parameters, which follow one learning rate.
+
+    Args:
+        groups: what the optimizers are for.
+        optimizers: one per group.
+        members: the group of each parameter, by its name.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        optimizers: Sequence[Optimizer],
+        members: dict[str, Group],
+    ) -> None:
+        filters = [_belongs(members, group) for group in groups[:-1]]
+        super().__init__(list(optimizers), filters)
+        self.groups = tuple(groups)
+
+    @property
+    def learning_rate(self) -> mx.array:
+        """Of a parameter of ratio 1."""
+        return self.optimizers[0].learning_rate / self.groups[0].ratio
+
+    @learning_rate.setter
+    def learning_rate(self, value: float | mx.array) -> None:
+        for group, optimizer in zip(self.groups, self.optimizers, strict=True):
+            optimizer.learning_rate = value * group.ratio
+
+
+def optimizer_for(config: TrainConfig, model: nn.Module) -> Optimizer:
+    """The optimizer that a run's settings ask for.
+
+    Args:
+        config: `optimizer`, `lr`, `lr_ratios`, `weight_decay`, `betas`, `eps` and `momentum` are
+            read.
+        model: its trainable parameters are looked at.
+    """
+    members = parameter_groups(config, model)
+    groups = sorted(set(members.values()))
+    optimizers = [_optimizer(group, config) for group in groups]
+    if len(groups) == 1 and groups[0].ratio == 1:
+        return optimizers[0]
+    return GroupedOptimizer(groups, optimizers, members)
+
+
+def parameter_groups(config: TrainConfig, model: nn.Module) -> dict[str, Group]:
+    """The group of every trainable parameter, by name. See `optimizer_for`."""
+    tables = {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, nn.Embedding)}
+    parameters: dict[str, mx.array] = dict(tree_flatten(model.trainable_parameters()))
+    found = {}
+    for name, value in parameters.items():
+        hidden = value.ndim == 2 and name not in tables and not _matches(name, TABLES)
+        rule = "muon" if config.optimizer == "muon" and hidden else "adamw"
+        ratios = [ratio for glob, ratio in config.lr_ratios.items() if fnmatchcase(name, glob)]
+        found[name] = Group(rule, ratios[0] if ratios else 1.0, value.ndim >= 2)
+    return found
+
+
+def _optimizer(group: Group, config: TrainConfig) -> Optimizer:
+    lr, decay = config.lr * group.ratio, config.weight_decay if group.decays else 0.0
+    if group.rule == "muon":
+        return Muon(lr, config.momentum, decay)
+    betas = list(config.betas)
+    return AdamW(lr, betas=betas, eps=config.eps, weight_decay=decay, bias_correction=True)
+
+
+def _matches(name: str, globs: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, glob) for glob in globs)
+
+
+def _belongs(members: dict[str, Group], group: Group) -> Any:
+    return lambda name, _: members[name] == group
