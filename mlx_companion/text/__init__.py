@@ -4,18 +4,14 @@ records   files of chat, prompt/completion and text -> `Sample`
 encode    `Sample` -> tokens and the mask of what is trained on
 batches   encoded samples -> padded batches, reshuffled each epoch
 byte_text text as bytes, the vocabulary of byte-level models
-packing   long texts -> rows of one length, for byte and for token models
+documents long texts -> one flat array of ids
+packing   that array -> rows of one length, for byte and for token models
 """
 
 from mlx_companion.text.batches import Batch, LengthBuckets, collate
+from mlx_companion.text.documents import FlatText, flatten, read_documents
 from mlx_companion.text.encode import Encoded, EncodeReport, encode_sample, encode_samples
-from mlx_companion.text.packing import (
-    FlatText,
-    PackedBatch,
-    PackedRows,
-    flatten,
-    read_documents,
-)
+from mlx_companion.text.packing import PackedBatch, PackedRows
 from mlx_companion.text.records import Message, ReadReport, Sample, iter_samples, read_samples
 from mlx_companion.text.sources import RowSource
 

@@ -20,46 +20,17 @@ out per epoch. The index of a row is its place s, so that a batch depends on not
 
 from __future__ import annotations
 
-import gzip
-import hashlib
-import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_companion.errors import ConfigError, DataError
 from mlx_companion.runtime.seeds import derive_seed
-from mlx_companion.text.byte_text import BOS, encode_bytes
-
-_SUFFIXES = (".txt", ".txt.gz")
-
-Files = str | Path | Sequence[str | Path]
-
-
-@dataclass(frozen=True)
-class FlatText:
-    """Documents as one array of ids.
-
-    Attributes:
-        ids: (T,) whole numbers; every document begins with BOS.
-        starts: (K,) int64, where the documents begin.
-        bytes: bytes of text in all documents, whatever an id stands for.
-    """
-
-    ids: np.ndarray
-    starts: np.ndarray
-    bytes: int
-
-    @cached_property
-    def sha256(self) -> str:
-        """Identifies ids and documents, as 64 hexadecimal digits."""
-        digest = hashlib.sha256(np.asarray(self.starts, dtype="<i8").tobytes())
-        digest.update(np.ascontiguousarray(self.ids, dtype="<i4").tobytes())
-        return digest.hexdigest()
+from mlx_companion.text.byte_text import BOS
+from mlx_companion.text.documents import FlatText
 
 
 @dataclass(frozen=True)
@@ -219,77 +190,6 @@ class PackedRows:
         return (places[:, 1:] != places[:, :-1]) & ~self._begins[places[:, 1:]]
 
 
-def read_documents(files: Files, separator: str | None = None) -> list[bytes]:
-    """The contents of text files.
-
-    Args:
-        files: a `.txt` or `.txt.gz` file, a folder of such files (in the order of their names), or
-            several of either.
-        separator: cut each file here into several documents; empty ones are left out.
-
-    Returns:
-        One document per file (or piece), as the bytes are.
-
-    Raises:
-        DataError: there is no such file, one cannot be read, or all of them are empty.
-    """
-    given = [files] if isinstance(files, str | Path) else list(files)
-    paths = [path for item in given for path in _text_files(Path(item))]
-    if not paths:
-        raise DataError("no text files were given; give .txt or .txt.gz files or their folder")
-    contents = [_read(path) for path in paths]
-    if separator:
-        mark = separator.encode("utf-8")
-        contents = [piece for content in contents for piece in content.split(mark)]
-    documents = [content for content in contents if content]
-    if not documents:
-        raise DataError(f"{len(paths)} files, and no text in any of them", path=paths[0])
-    return documents
-
-
-def flatten(
-    documents: Iterable[bytes],
-    encode: Callable[[bytes], Sequence[int] | np.ndarray] | None = None,
-    *,
-    bos: int = BOS,
-    eos: int | None = None,
-) -> FlatText:
-    """Encode documents into one array of ids.
-
-    Args:
-        documents: their bytes.
-        encode: a document's ids without BOS and EOS; default: its bytes (see `byte_text`).
-        bos: the id in front of each document.
-        eos: the id behind each document; None for none.
-
-    Raises:
-        DataError: no document has an id.
-    """
-    starts, pieces, size, source_bytes = [], [], 0, 0
-    for document in documents:
-        inner = (
-            encode_bytes(document, bos=False) if encode is None else np.asarray(encode(document))
-        )
-        pieces.append(_framed(inner, bos, eos))
-        starts.append(size)
-        size += len(pieces[-1])
-        source_bytes += len(document)
-    if not source_bytes:
-        raise DataError("there is no text; give documents of one byte or more")
-    return FlatText(np.concatenate(pieces), np.array(starts, dtype=np.int64), source_bytes)
-
-
-def _framed(inner: np.ndarray, bos: int, eos: int | None) -> np.ndarray:
-    """A document's ids with BOS and EOS; in 16 bits where they fit, which halves long texts."""
-    highest = max(int(inner.max(initial=0)), bos, eos or 0)
-    ids = np.empty(len(inner) + 1 + (eos is not None), np.uint16 if highest < 2**16 else np.int32)
-    ids[0] = bos
-    ids[1 : len(inner) + 1] = inner
-    if eos is not None:
-        ids[-1] = eos
-    return ids
-
-
 def _check(text: FlatText, context: int, batch_rows: int, extra: Mapping[str, np.ndarray]) -> None:
     if context < 2:
         raise ConfigError(f"context is {context}; expected 2 ids or more")
@@ -309,17 +209,3 @@ def _riding(values: np.ndarray, places: np.ndarray, real: np.ndarray) -> mx.arra
     cut = np.array(values[places])
     cut[~real] = 0
     return mx.array(cut)
-
-
-def _text_files(path: Path) -> list[Path]:
-    if path.is_dir():
-        return sorted(p for p in path.iterdir() if p.name.endswith(_SUFFIXES) and p.is_file())
-    return [path]
-
-
-def _read(path: Path) -> bytes:
-    try:
-        data = path.read_bytes()
-        return gzip.decompress(data) if path.name.endswith(".gz") else data
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"cannot be read: {error}", path=path) from error
