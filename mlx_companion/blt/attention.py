@@ -13,9 +13,12 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_companion.blt.fused import MASKED, attend
+from mlx_companion.models.fast_cpu import wanted
 
-# Queries per block of attention without a window.
-_DENSE_BLOCK = 512
+# Queries per block of attention without a window: on a CPU short ones, which skip most of the
+# scores above the diagonal; elsewhere long ones, which keep the processor busy.
+_DENSE_BLOCK_CPU = 128
+_DENSE_BLOCK = 1024
 _SMALLEST_BLOCK = 32
 
 
@@ -36,8 +39,9 @@ class Sight:
         self.length = length
         self.window = window if window is not None and window < length else None
         self.documents = documents
-        block = _block_size(window) if window is not None else _DENSE_BLOCK
+        block = _block_size(window) if window is not None else length
         self.block = block
+        self._step = _DENSE_BLOCK_CPU if wanted() else _DENSE_BLOCK
         # Blocks only pay when they leave something out.
         blocked = self.window is not None and length > self.window + block
         self.reach = -(-(self.window - 1) // block) if blocked and self.window else 0
@@ -48,7 +52,7 @@ class Sight:
         """Attention: q (B, H, L, W), k and v (B, K, L, W) -> (B, H, L, W)."""
         if self._bias is not None:
             return self._banded(q, k, v, self._bias)
-        step = _DENSE_BLOCK
+        step = self._step
         parts = [
             attend(
                 q[:, :, at : at + step],
@@ -63,7 +67,7 @@ class Sight:
     def _dense_bias(self, start: int) -> mx.array:
         """Bias of the queries from `start` on, one block of them: (l, s) or (B, 1, l, s)."""
         if start not in self._dense:
-            stop = min(start + _DENSE_BLOCK, self.length)
+            stop = min(start + self._step, self.length)
             distance = np.arange(start, stop)[:, None] - np.arange(stop)[None]
             seen = mx.array(_in_sight(distance, self.window))
             if self.documents is not None:

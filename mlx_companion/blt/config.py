@@ -177,10 +177,16 @@ class BltConfig:
     arXiv 2412.09871.
     """
 
-    encoder: BlockConfig = BlockConfig(1024, 1, 16, 2730, window=512)
-    latent: BlockConfig = BlockConfig(2048, 25, 16, 5632)
-    decoder: BlockConfig = BlockConfig(1024, 9, 16, 2816, window=512)
-    entropy: BlockConfig | None = BlockConfig(768, 14, 12, 2048, window=512, rope_theta=10000.0)
+    encoder: BlockConfig = field(
+        default_factory=lambda: BlockConfig(1024, 1, 16, 2730, window=512)
+    )
+    latent: BlockConfig = field(default_factory=lambda: BlockConfig(2048, 25, 16, 5632))
+    decoder: BlockConfig = field(
+        default_factory=lambda: BlockConfig(1024, 9, 16, 2816, window=512)
+    )
+    entropy: BlockConfig | None = field(
+        default_factory=lambda: BlockConfig(768, 14, 12, 2048, window=512, rope_theta=10000.0)
+    )
     cross_k: int = 2
     hash: HashConfig = field(default_factory=HashConfig)
     patching: PatchConfig = field(default_factory=PatchConfig)

@@ -31,14 +31,16 @@ def swiglu(gate: mx.array, x: mx.array) -> mx.array:
 def softmax(scores: mx.array) -> mx.array:
     """Softmax over the last axis."""
     if fast_cpu.wanted() and scores.dtype == mx.float32:
-        return _fast_softmax(scores)
+        result: Any = _softmax(scores)
+        return result
     return mx.softmax(scores, axis=-1)
 
 
 def exp(x: mx.array) -> mx.array:
     """e^x; on Linux CPUs for x in [-60, 60] and constant outside."""
     if fast_cpu.wanted() and x.dtype == mx.float32:
-        return fast_cpu.exp(x)
+        result: Any = _exp(x)
+        return result
     return mx.exp(x)
 
 
@@ -101,15 +103,32 @@ def _score_slopes(weights: mx.array, slopes: mx.array, shares: mx.array) -> mx.a
     return weights * (slopes - shares)
 
 
+_exp_compiled = mx.compile(fast_cpu.exp)
 _shifted_exp_compiled = mx.compile(_shifted_exp)
 _silu_times_compiled = mx.compile(_silu_times)
 _silu_times_slopes_compiled = mx.compile(_silu_times_slopes)
 _score_slopes_compiled = mx.compile(_score_slopes)
 
 
-def _fast_softmax(scores: mx.array) -> mx.array:
+@mx.custom_function
+def _exp(x: mx.array) -> mx.array:
+    return _exp_compiled(x)
+
+
+@_exp.vjp
+def _exp_vjp(primals: Any, cotangent: mx.array, output: mx.array) -> Any:
+    return cotangent * output
+
+
+@mx.custom_function
+def _softmax(scores: mx.array) -> mx.array:
     shifted = _shifted_exp_compiled(scores, scores.max(axis=-1, keepdims=True))
     return shifted * mx.reciprocal(shifted.sum(axis=-1, keepdims=True))
+
+
+@_softmax.vjp
+def _softmax_vjp(primals: Any, cotangent: mx.array, output: mx.array) -> Any:
+    return output * (cotangent - (cotangent * output).sum(axis=-1, keepdims=True))
 
 
 @mx.custom_function
