@@ -170,7 +170,8 @@ class MappedHashEmbedding(nn.Module):
         parts = self._parts.gather(np.array(ids))
         if self.bits is None:
             return parts[0]
-        return mx.dequantize(*parts, group_size=self.group_size, bits=self.bits)
+        weight, scales, biases = parts
+        return mx.dequantize(weight, scales, biases, group_size=self.group_size, bits=self.bits)
 
     def _extra_repr(self) -> str:
         return f"{self._parts.arrays[0][0].shape[0]}, {self.width}, {self.path.name}:{self.key}"
@@ -207,8 +208,8 @@ class _MappedFile:
             raise WeightsError(f"{path} is no safetensors file, or is truncated; fetch it again")
         self.start = 8 + size
         try:
-            self.header = json.loads(self.memory[8 : self.start])
-        except ValueError as error:
+            self.header = dict(json.loads(self.memory[8 : self.start]))
+        except (TypeError, ValueError) as error:
             raise WeightsError(f"{path} has no readable safetensors header: {error}") from error
 
     def open(self, name: str) -> tuple[np.ndarray, str]:
@@ -217,12 +218,12 @@ class _MappedFile:
         if entry is None:
             raise WeightsError(f"{self.path} has no tensor '{name}'; see its header for the names")
         kind, shape = entry["dtype"], entry["shape"]
+        begin, end = (self.start + offset for offset in entry["data_offsets"])
         if kind not in _TYPES or len(shape) != 2:
             raise WeightsError(
                 f"{self.path}: '{name}' is {kind} of shape {shape}; expected two dimensions of "
                 f"{', '.join(_TYPES)}"
             )
-        begin, end = (self.start + offset for offset in entry["data_offsets"])
         count = math.prod(shape)
         if end > len(self.memory) or end - begin != count * np.dtype(_TYPES[kind]).itemsize:
             raise WeightsError(f"{self.path} ends inside '{name}'; fetch it again")
