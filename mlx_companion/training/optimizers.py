@@ -63,9 +63,18 @@ class Muon(optim.Muon):
     def __init__(self, learning_rate: float, momentum: float, weight_decay: float) -> None:
         super().__init__(learning_rate, momentum=momentum, weight_decay=0.0)
         self.decay = weight_decay
+        self.streams: Sequence[mx.Stream] = ()
+        self._updates = 0
 
     def apply_single(self, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
         """One matrix's update."""
+        if not self.streams:
+            return self._update(gradient, parameter, state)
+        self._updates += 1
+        with mx.stream(self.streams[self._updates % len(self.streams)]):
+            return self._update(gradient, parameter, state)
+
+    def _update(self, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
         state["v"] = self.momentum * state["v"] + (1 - self.momentum) * gradient
         mixed = (1 - self.momentum) * gradient + self.momentum * state["v"]
         update = self._zeropower_via_newtonschulz5(mixed, steps=self.ns_steps)
@@ -118,6 +127,13 @@ def optimizer_for(config: TrainConfig, model: nn.Module) -> Optimizer:
     if len(groups) == 1 and groups[0].ratio == 1:
         return optimizers[0]
     return GroupedOptimizer(groups, optimizers, members)
+
+
+def use_streams(optimizer: Optimizer, streams: Sequence[mx.Stream]) -> None:
+    """Let Muon, which is all matrix products, update matrices side by side."""
+    for one in getattr(optimizer, "optimizers", [optimizer]):
+        if isinstance(one, Muon):
+            one.streams = streams
 
 
 def parameter_groups(config: TrainConfig, model: nn.Module) -> dict[str, Group]:

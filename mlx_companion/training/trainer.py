@@ -37,7 +37,7 @@ from mlx_companion.training.config import TrainConfig
 from mlx_companion.training.evaluate import mean_loss
 from mlx_companion.training.gradients import Accumulated, GradientEngine, clipped_mean
 from mlx_companion.training.losses import Loss, SftLoss
-from mlx_companion.training.optimizers import optimizer_for
+from mlx_companion.training.optimizers import optimizer_for, use_streams
 from mlx_companion.training.plan import Plan
 from mlx_companion.training.recompute import recompute_layers
 from mlx_companion.training.rng import export_random_states, restore_random_states
@@ -139,6 +139,7 @@ class Trainer:
             stack.enter_context(buffers_for_training())
             stack.enter_context(recompute_layers(self.model, self.config.gradient_checkpointing))
             streams = stack.enter_context(parallel_streams())
+            use_streams(self.optimizer, streams)
             stack.callback(self.model.eval)
             getattr(self.loss, "ready", split_head)(self.model)
             self._begin(resume)

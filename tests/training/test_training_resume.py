@@ -15,18 +15,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-SCRIPT = Path(__file__).with_name("resumable_run.py")
 KILLS = 3
 
 
-def start(folder: Path, repository: Path) -> subprocess.Popen[bytes]:
+def start(script: str, folder: Path, repository: Path) -> subprocess.Popen[bytes]:
     folder.mkdir(exist_ok=True)
     env = {**os.environ, "PYTHONPATH": str(repository)}
-    return subprocess.Popen([sys.executable, str(SCRIPT), str(folder)], env=env)
+    return subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name(script)), str(folder)], env=env
+    )
 
 
-def finish(folder: Path, repository: Path) -> None:
-    assert start(folder, repository).wait(timeout=120) == 0
+def finish(script: str, folder: Path, repository: Path) -> None:
+    assert start(script, folder, repository).wait(timeout=120) == 0
 
 
 def log(folder: Path) -> list[dict[str, Any]]:
@@ -45,21 +46,21 @@ def wait_for_lines(process: subprocess.Popen[bytes], folder: Path, count: int) -
         time.sleep(0.001)
 
 
-@pytest.mark.parametrize("seed", [0])
-def test_killed_at_random_moments(seed: int, tmp_path: Path, repository: Path) -> None:
-    rng = random.Random(seed)
+@pytest.mark.parametrize("script", ["resumable_run.py", "resumable_packed.py"])
+def test_killed_at_random_moments(script: str, tmp_path: Path, repository: Path) -> None:
+    rng = random.Random(0)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    finish(whole, repository)
+    finish(script, whole, repository)
     expected = log(whole)
     seen, deaths = 0, 0
     for _ in range(KILLS):
-        process = start(killed, repository)
+        process = start(script, killed, repository)
         wait_for_lines(process, killed, seen + rng.randint(2, len(expected) // (KILLS + 1)))
         time.sleep(rng.random() * 0.02)
         process.send_signal(signal.SIGKILL)
         deaths += process.wait() == -signal.SIGKILL
         seen = len((killed / "metrics.jsonl").read_bytes().splitlines())
-    finish(killed, repository)
+    finish(script, killed, repository)
     # Kills that came too late would show nothing.
     assert deaths == KILLS
     assert log(killed) == expected
