@@ -138,7 +138,8 @@ def _swiglu(gate: mx.array, x: mx.array) -> mx.array:
 
 @_swiglu.vjp
 def _swiglu_vjp(primals: Any, cotangent: mx.array, output: mx.array) -> Any:
-    return _silu_times_slopes_compiled(*primals, cotangent)
+    gate, x = primals
+    return _silu_times_slopes_compiled(gate, x, cotangent)
 
 
 @mx.custom_function

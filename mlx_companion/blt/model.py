@@ -163,7 +163,7 @@ class BltModel(nn.Module):
             mx.random.normal(self.lm_head.weight.shape) * config.decoder.width**-0.5
         )
         width, summed = config.encoder.width, config.hash.tables + 1
-        embeddings = [parts.local_encoder.embed_tokens]
+        embeddings: list[nn.Module] = [parts.local_encoder.embed_tokens]
         if "encoder_hash_tok_embedding" in parts:
             embeddings.append(parts.encoder_hash_tok_embedding)
         for part in embeddings:

@@ -36,6 +36,6 @@ class Patching(NamedTuple):
         return self.patch_ids - 1 + self.closes.astype(mx.int32)
 
     @property
-    def count(self) -> int:
+    def count(self) -> int:  # type: ignore[override]
         """P, patches of the row that has most. Computes `opens`."""
         return int(self.opens.astype(mx.int32).sum(axis=1).max())
