@@ -112,7 +112,8 @@ def to_hf(config: BltConfig) -> dict[str, Any]:
         "local_attention_window_len": config.encoder.window,
         "patch_in_forward": config.entropy is not None,
         "patching_mode": patching.mode,
-        "patching_threshold": patching.threshold,
+        # Infinity is no JSON; no entropy reaches this.
+        "patching_threshold": max(-1e30, min(patching.threshold, 1e30)),
         "patch_size": patching.size,
         "max_patch_length": patching.max_length,
         "encoder_hash_byte_group_size": list(hashing.group_sizes) or [3],

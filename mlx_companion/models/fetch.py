@@ -8,12 +8,13 @@ network; the hub library's own variables (`HF_HOME`, `HF_TOKEN`, `HF_ENDPOINT`) 
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
 from mlx_companion.errors import DownloadError
 from mlx_companion.models import hub, wheel
-from mlx_companion.models.registry import ModelSpec, spec_for
+from mlx_companion.models.registry import Kind, ModelSpec, spec_for
 from mlx_companion.runtime.logs import get_logger
 
 OFFLINE_VARIABLE = "MLX_COMPANION_OFFLINE"
@@ -21,12 +22,13 @@ OFFLINE_VARIABLE = "MLX_COMPANION_OFFLINE"
 _log = get_logger(__name__)
 
 
-def fetch(name: str, *, verify: bool = False) -> Path:
+def fetch(name: str, *, verify: bool = False, kind: Kind | None = None) -> Path:
     """The folder or GGUF file of a model, fetched when need be.
 
     Args:
         name: an alias or a hub id.
         verify: check every file's content against its SHA-256, not only its size and date.
+        kind: which files a hub id is about; None for a language model's. Aliases know theirs.
 
     Returns:
         A GGUF file, or a folder in the hub's layout.
@@ -37,6 +39,8 @@ def fetch(name: str, *, verify: bool = False) -> Path:
         DiskFullError: there is no room for it.
     """
     spec = spec_for(name)
+    if kind is not None and spec.alias == spec.hub_id:
+        spec = dataclasses.replace(spec, kind=kind)
     return _cached(spec, verify) or _download(spec)
 
 

@@ -22,6 +22,7 @@ from mlx_companion.runtime.files import sha256_file
 _PATTERNS = {
     "language": ["*.json", "model*.safetensors", "tokenizer.model", "*.txt", "*.jinja"],
     "encoder": ["*.json", "1_Pooling/*.json", "model*.safetensors"],
+    "bytes": ["*.json", "*.safetensors", "*.pth"],
 }
 
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 from mlx_companion.errors import ModelNotFoundError
 
-Kind = Literal["language", "encoder"]
+Kind = Literal["language", "encoder", "bytes"]
 
 DEFAULT_MODEL = "smollm2-135m"
 DEFAULT_ENCODER = "minilm-l6"
@@ -58,7 +58,7 @@ class ModelSpec:
     Attributes:
         alias: its short name.
         hub_id: owner and name on the hub.
-        kind: a language model or a sentence encoder.
+        kind: a language model, a sentence encoder, or a byte model.
         wheel: the second source, where there is one.
     """
 
