@@ -9,6 +9,10 @@ Parameters are put in groups of one rule, one ratio of learning rates (`TrainCon
 one weight decay. Only arrays of two and more dimensions decay: norms and biases do not. A run with
 a single group is that optimizer itself; with more of them the state holds a list of theirs, which
 a checkpoint keeps like any other.
+
+Updates run as plain operations. Of a table of 100,000 x 128 on two cores (MLX 0.32), AdamW takes
+40 ms so and 150 ms fused with `mx.compile`, whose CPU code is not vectorized; an update of only
+the rows that have a gradient takes 26 ms, which was not worth another rule of updates.
 """
 
 from __future__ import annotations

@@ -70,7 +70,9 @@ class RichProgress(Callback):
         self._seconds += step.seconds
         text = self._describe(step)
         if self._progress is not None:
-            self._progress.update(self._task, completed=step.step, description=text)
+            # The total is an estimate where FLOPs end the run.
+            total = step.total_steps
+            self._progress.update(self._task, completed=step.step, total=total, description=text)
         elif time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
             self._print(f"step {step.step}/{step.total_steps}  {text}")

@@ -266,6 +266,8 @@ class Trainer:
     ) -> None:
         state = self.state
         state.step += 1
+        # A finished run whose end was put off goes on.
+        state.finished = False
         state.batch += batches
         state.tokens += tokens
         state.slots += slots

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_companion.errors import DataError
@@ -24,6 +24,7 @@ def test_the_vocabulary_is_the_published_one() -> None:
     assert encode_bytes("Aé").dtype == np.int32
 
 
+@settings(deadline=None)
 @given(data=SEQUENCES, bos=st.booleans())
 def test_every_byte_sequence_comes_back(data: bytes, bos: bool) -> None:
     ids = encode_bytes(data, bos=bos)
@@ -44,6 +45,7 @@ def test_a_lone_surrogate_is_refused() -> None:
         encode_bytes("ab\ud800")
 
 
+@settings(deadline=None)
 @given(data=SEQUENCES)
 def test_a_stream_is_the_whole_decoding(data: bytes) -> None:
     stream = Utf8Stream()
@@ -55,6 +57,7 @@ def test_a_stream_is_the_whole_decoding(data: bytes) -> None:
         assert len("".join(pieces[:count])) >= len(whole)
 
 
+@settings(deadline=None)
 @given(text=st.text(max_size=20))
 def test_a_character_comes_with_its_last_byte(text: str) -> None:
     stream = Utf8Stream()

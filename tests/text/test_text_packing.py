@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_companion.errors import ConfigError, DataError
@@ -26,6 +26,7 @@ def lines(batches: list[PackedBatch], name: str) -> list[list[int]]:
     return [row for batch in batches for row in np.array(getattr(batch, name)).tolist()]
 
 
+@settings(deadline=None)
 @given(documents=TEXTS, eos=st.sampled_from([None, 2]))
 def test_flat_text(documents: list[bytes], eos: int | None) -> None:
     text = flatten(documents, eos=eos)
@@ -43,6 +44,7 @@ def test_token_ids_beyond_16_bits() -> None:
     assert flatten([b"ab"]).ids.dtype == np.uint16
 
 
+@settings(deadline=None)
 @given(
     documents=TEXTS,
     context=st.integers(2, 12),
@@ -88,6 +90,7 @@ def test_rows_are_as_defined(
     assert rows.rows == sum(map(len, rows.epoch(epoch)))
 
 
+@settings(deadline=None)
 @given(documents=TEXTS, context=st.integers(2, 12), epoch=st.integers(0, 5))
 def test_held_out_rows_cover_every_id_once(
     documents: list[bytes], context: int, epoch: int
@@ -106,6 +109,7 @@ def test_held_out_rows_cover_every_id_once(
     assert bytes(value - 4 for value in targets) == b"".join(documents)
 
 
+@settings(deadline=None)
 @given(documents=TEXTS, context=st.integers(2, 12))
 def test_a_training_epoch_misses_less_than_a_row(documents: list[bytes], context: int) -> None:
     text = flatten(documents)

@@ -204,6 +204,31 @@ def test_a_stopped_run_goes_on_bit_for_bit(optimizer: Any, tmp_path: Path) -> No
     assert figures[0] == figures[1]
 
 
+def test_a_finished_run_is_extended(tmp_path: Path) -> None:
+    def run(record: Record, budget: float) -> Trainer:
+        config = TrainConfig(schedule="trapezoid", max_flops=budget, lr=1e-2)
+        trainer = Trainer(
+            byte_model(),
+            packed(),
+            loss=PackedLoss(),
+            config=config,
+            callbacks=[record],
+            checkpoints=tmp_path,
+            flops=count_flops,
+        )
+        trainer.run()
+        return trainer
+
+    first, second, third = Record(), Record(), Record()
+    run(first, 1e6)
+    extended = run(second, 2e6)
+    assert second.runs[0].step == len(first.steps)
+    assert second.steps[0].lr == pytest.approx(1e-2)
+    # What was added is kept: there is nothing left to do.
+    assert same(arrays(run(third, 2e6).model), arrays(extended.model))
+    assert third.steps == []
+
+
 def test_progress_of_a_checkpoint_without_flops_is_read() -> None:
     values = TrainState(step=3).to_json()
     del values["flops"]
