@@ -29,6 +29,8 @@ from mlx_companion.errors import ModelNotFoundError, WeightsError
 # How safetensors names number types, as NumPy reads them; NumPy has no bfloat16.
 _TYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "U32": "<u4"}
 _HEADER_LIMIT = 100_000_000
+# Up to so many gathered rows, the number of operations is what takes time.
+_AT_ONCE = 1024
 
 
 class HashEmbedding(nn.Module):
@@ -232,7 +234,10 @@ class _MappedFile:
 
 
 def _summed(rows: Callable[[mx.array], mx.array], ids: mx.array) -> mx.array:
-    """Table by table, which needs one (..., D) at a time instead of G."""
+    """Sum over the tables: rows (...) -> (..., D), for ids (G, ...)."""
+    if ids.size <= _AT_ONCE:
+        return rows(ids).sum(axis=0)
+    # Table by table, which needs one (..., D) at a time instead of G.
     total = rows(ids[0])
     for table in range(1, ids.shape[0]):
         total = total + rows(ids[table])
