@@ -100,7 +100,7 @@ class Sight:
             blocks = [x.reshape(len(x), -1, *x.shape[3:]) for x in blocks]
         else:
             blocks = [x.reshape(-1, *x.shape[2:]) for x in blocks]
-        out = attend(blocks[0], blocks[1], blocks[2], bias).reshape(-1, B, H, self.block, W)
+        out = attend(blocks[0], blocks[1], blocks[2], bias, keep=True).reshape(-1, B, H, self.block, W)
         return out.transpose(1, 2, 0, 3, 4).reshape(B, H, -1, W)[:, :, :L]
 
     def _blocks(self, x: mx.array, reach: int) -> mx.array:
