@@ -27,9 +27,9 @@ SCRIPTS = {
     "emoji": "👩‍🚀 goes to 🌕, back by 18:00 ✅",
     "code": "for (i=0; i<n; ++i) {\n\tx[i] += 0.5;\n}",
 }
-# Few values, so that thresholds fall between all of them and equal neighbours are common.
+# Few values, so that thresholds fall between and onto them and equal neighbours are common.
 LEVELS = (0.0, 0.25, 0.5, 1.0, 1.75, 3.0)
-THRESHOLDS = (-2.0, -0.6, -0.1, 0.1, 0.3, 0.8, 1.4, 9.0)
+THRESHOLDS = (-2.0, -0.6, -0.1, 0.1, 0.25, 0.3, 0.5, 0.8, 1.4, 9.0)
 
 
 def is_space_like(id_: int) -> bool:
