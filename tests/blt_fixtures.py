@@ -7,6 +7,8 @@ small integers from a seed that its name gives, and is exact in float32, float16
     case = read("k2_window")
     case.write_hf(tmp_path / "hf")          # config.json and model.safetensors, as transformers has
 
+Two `.pth` files of `torch.save` lie beside them.
+
 To build the files again (the only part that needs PyTorch), in an environment of its own:
 
     pip install torch transformers safetensors
@@ -280,6 +282,32 @@ def build(name: str) -> None:
     )
 
 
+def build_pth() -> None:
+    """Have torch write checkpoints of every kind of tensor that is read, and of the old format."""
+    import torch
+
+    table = torch.arange(24.0).reshape(4, 6)
+    module = torch.nn.Linear(2, 3)
+    with torch.no_grad():
+        module.weight.copy_(torch.arange(6.0).reshape(3, 2))
+        module.bias.copy_(torch.arange(3.0))
+    state = module.state_dict()
+    state |= {
+        "half": torch.arange(6).half().reshape(2, 3),
+        "bfloat": torch.tensor([1.0, -2.5, 3.0e38]).bfloat16(),
+        "long": torch.tensor([-1, 2**40]),
+        "scalar": torch.tensor(7.0),
+        "empty": torch.zeros(0, 3),
+        "table": table,
+        "transposed": table.T,
+        "part": table[1:3, 2:5],
+        "tied": table,
+    }
+    torch.save({"model": state, "step": 3, "loss": 0.5}, HERE / "blt_torch.pth")
+    torch.save({"a": table}, HERE / "blt_old.pth", _use_new_zipfile_serialization=False)
+
+
 if __name__ == "__main__":
+    build_pth()
     for case_name in CASES:
         build(case_name)
