@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_companion.blt.noise import NOISES, RATES, Noise, corrupt, robustness
@@ -15,11 +15,13 @@ TEXT = "Straße, Ёлка и кот; 東京の朝, e\u0301, 👩‍🚀 and so t
 LETTERS = "abcdefghijklmnopqrstuvwxyz" * 400
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=60), st.sampled_from(NOISES), st.integers(0, 5))
 def test_rate_zero_changes_nothing(data: bytes, noise: Noise, seed: int) -> None:
     assert corrupt(data, noise, 0.0, seed) == data
 
 
+@settings(deadline=None)
 @given(st.text(max_size=40), st.sampled_from(NOISES), st.floats(0, 1), st.integers(0, 5))
 def test_text_stays_text(text: str, noise: Noise, rate: float, seed: int) -> None:
     found = corrupt(text, noise, rate, seed)
@@ -27,6 +29,7 @@ def test_text_stays_text(text: str, noise: Noise, rate: float, seed: int) -> Non
     assert found == corrupt(text.encode(), noise, rate, seed)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=40), st.floats(0, 1), st.integers(0, 5))
 def test_what_drop_and_swap_keep(text: str, rate: float, seed: int) -> None:
     rest = iter(text)

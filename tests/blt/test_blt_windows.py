@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_companion.blt.windows import window_batches, window_count
 from mlx_companion.errors import ConfigError
 
 
+@settings(deadline=None)
 @given(st.integers(1, 200), st.integers(1, 40), st.data())
 def test_every_byte_is_predicted_once_and_sees_enough(
     total: int, context: int, data: st.DataObject
