@@ -10,8 +10,8 @@ patch should hold, because the cost per byte follows from it::
     patch_statistics(make_patching(ids, config, H)).mean
 
 Only decisions count, and those change only where the threshold passes an observed value. So the
-search goes over the gaps between neighbouring values, and the answer lies in the middle of one,
-where rounding of other machines cannot turn a decision.
+search goes over the gaps between neighbouring values, and the answer lies in the middle of one:
+an observed value on the threshold itself would be decided by rounding.
 """
 
 from __future__ import annotations
