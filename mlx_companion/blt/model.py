@@ -148,7 +148,7 @@ class BltModel(nn.Module):
         patches means nothing and is not read.
         """
         ids = patching.patch_ids
-        count = -(-patching.count // _PATCHES_TO) * _PATCHES_TO
+        count = padded_patches(patching.count)
         patches = self.model.local_encoder.patches(h, ids, count)
         owners = None if documents is None else _patch_documents(ids, documents, count)
         sight = Sight(count, self.config.latent.window, owners)
@@ -176,6 +176,11 @@ class BltModel(nn.Module):
                 mx.random.normal(entropy.embed_tokens.weight.shape) * entropy.block.width**-0.5
             )
             entropy.freeze()
+
+
+def padded_patches(count: int) -> int:
+    """The number of latent positions that `count` patches are computed with."""
+    return -(-count // _PATCHES_TO) * _PATCHES_TO
 
 
 def _patch_documents(patch_ids: mx.array, documents: mx.array, count: int) -> mx.array:
