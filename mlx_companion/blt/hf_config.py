@@ -156,7 +156,7 @@ def _stack(name: str, section: Mapping[str, Any]) -> dict[str, Any]:
         "width": width,
         "layers": values["num_hidden_layers"],
         "heads": values["num_attention_heads"],
-        "ffn": values["intermediate_size"] or int(8 * width / 3),
+        "ffn": values["intermediate_size"] or (isinstance(width, int) and int(8 * width / 3)),
         "kv_heads": None if kv_heads == values["num_attention_heads"] else kv_heads,
         "rope_theta": _rope_theta(name, section),
         # The first converted models have the second name.
