@@ -14,10 +14,10 @@ still be completed are allowed, and what comes out is valid even when the budget
     states = [constraint.start()] * rows
     logits = masked.apply(logits, states, [max_bytes - written] * rows)
 
-How it is built: charsets (sets of characters) -> encodings (characters as bytes) -> syntax (a
-pattern) -> nodes (a tree) -> automaton and products (a minimal `Dfa`) -> regular; and schema, with
-schema_keywords, schema_machines, numbers and formats -> pushdown. `base` is what they all offer,
-`logits` puts the masks on a model's output.
+How it is built: charsets (sets of characters) -> encodings (characters as bytes) -> syntax and
+anchors (a pattern) -> nodes (a tree) -> automaton and products (a minimal `Dfa`) -> regular; and
+schema, with schema_keywords, schema_machines, numbers and formats -> pushdown. `base` is what they
+all offer, `logits` puts the masks on a model's output.
 
 Why not llguidance? It serves token vocabularies well and can be run on bytes, but it says only what
 may come next, not how far the end is, and that distance is what keeps a budget. The tests use it

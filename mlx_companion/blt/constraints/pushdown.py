@@ -238,9 +238,11 @@ class PushdownConstraint(Constraint):
             for way in state:
                 if len(way) == 1:
                     continue
-                spare = 0 if len(way) - 2 > self.max_depth else budget - way[0]
+                # Too deep, only what comes nearer to the end of the whole state goes on.
+                deep = len(way) - 2 > self.max_depth
+                within = min(budget, state[0][0]) if deep else budget
                 rows.append(self._row[way[-1]])
-                left.append(min(spare, budget - way[0]) + self._cost[way[-1]])
+                left.append(within - way[0] + self._cost[way[-1]])
                 owners.append(number)
         hits = self._step[rows] <= np.array(left, dtype=np.int64)[:, None]
         if owners:

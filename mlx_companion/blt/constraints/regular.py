@@ -10,9 +10,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mlx_companion.blt.constraints.anchors import full_match
 from mlx_companion.blt.constraints.automaton import DEAD, FAR, STATE_LIMIT, Dfa, compile_dfa
 from mlx_companion.blt.constraints.base import EOS, OFFSET, VOCABULARY, Constraint, refuse_id
-from mlx_companion.blt.constraints.syntax import full_match, parse
+from mlx_companion.blt.constraints.syntax import parse
 from mlx_companion.errors import ConfigError
 
 _ENDED = -1  # the state after EOS: the last row of the tables below

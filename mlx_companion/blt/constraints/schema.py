@@ -24,6 +24,7 @@ another provably), `allOf` with one branch, `$ref` into the same document (recur
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -86,7 +87,7 @@ class _Compiler:
         self.gap: Node = Repeat(either((b" ", b"\t", b"\n", b"\r")), 0, whitespace)
         self.references: dict[str, int] = {}
         self.terminals: dict[Node, int] = {}
-        self.kinds = {
+        self.kinds: dict[str, Callable[[Schema, str], int]] = {
             "object": partial(schema_machines.object_, self),
             "array": partial(schema_machines.array, self),
             "string": partial(schema_machines.string, self),

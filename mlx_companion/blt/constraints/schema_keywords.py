@@ -14,10 +14,9 @@ from mlx_companion.errors import ConfigError
 
 Schema = dict[str, Any]
 
-ANNOTATIONS = frozenset(
-    "$schema $id $comment $defs definitions title description default examples example "
-    "deprecated readOnly writeOnly".split()
-)
+_DOCUMENT = ("$schema", "$id", "$comment", "$defs", "definitions")
+_REMARKS = ("title", "description", "default", "examples", "example", "deprecated")
+ANNOTATIONS = frozenset((*_DOCUMENT, *_REMARKS, "readOnly", "writeOnly"))
 BY_TYPE: dict[str, frozenset[str]] = {
     "object": frozenset(("properties", "required", "additionalProperties")),
     "array": frozenset(("items", "prefixItems", "minItems", "maxItems", "uniqueItems")),
@@ -26,6 +25,12 @@ BY_TYPE: dict[str, frozenset[str]] = {
 }
 BY_TYPE["integer"] = BY_TYPE["number"]
 TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
+_PYTHON_TYPES: dict[str, tuple[type, ...]] = {
+    "object": (dict,),
+    "array": (list,),
+    "string": (str,),
+    "number": (int, float),
+}
 BRANCHES = ("anyOf", "oneOf", "allOf")
 _SUPPORTED = frozenset(("type", "enum", "const", "$ref", *BRANCHES)).union(*BY_TYPE.values())
 
@@ -131,8 +136,7 @@ def is_type(value: Any, kind: str) -> bool:
         return kind == "boolean"
     if kind == "integer":
         return isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-    python = {"object": dict, "array": list, "string": str, "number": (int, float)}
-    return value is None if kind == "null" else isinstance(value, python.get(kind, ()))
+    return value is None if kind == "null" else isinstance(value, _PYTHON_TYPES.get(kind, ()))
 
 
 def constants(schema: Schema, path: str) -> list[Any] | None:

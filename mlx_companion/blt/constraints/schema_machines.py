@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
+from mlx_companion.blt.constraints.anchors import full_match, search
 from mlx_companion.blt.constraints.automaton import Dfa, compile_dfa
 from mlx_companion.blt.constraints.charsets import EVERY
 from mlx_companion.blt.constraints.formats import FORMATS
@@ -27,7 +28,7 @@ from mlx_companion.blt.constraints.nodes import (
 from mlx_companion.blt.constraints.products import difference, intersection
 from mlx_companion.blt.constraints.pushdown import END, Grammar
 from mlx_companion.blt.constraints.schema_keywords import Schema, count
-from mlx_companion.blt.constraints.syntax import full_match, parse, search
+from mlx_companion.blt.constraints.syntax import parse
 from mlx_companion.errors import ConfigError
 
 LONGEST_STRING = 8192
@@ -139,7 +140,7 @@ def object_(compiler: Compiler, schema: Schema, path: str) -> int:
     grammar.call(start, compiler.terminal(literal(b"{")), fresh)
     # at[i]: something is written, and the properties before number i have had their turn.
     at = [grammar.node() for _ in range(len(names) + 1)]
-    turns = [(fresh, 0, Cat())]
+    turns: list[tuple[int, int, Node]] = [(fresh, 0, Cat())]
     turns += [(node, i, _comma(gap)) for i, node in enumerate(at) if i]
     then = [grammar.node() for _ in names]
     for number, name in enumerate(names):
