@@ -1,23 +1,20 @@
-"""PyTorch `.pth` files without PyTorch, and without running anything that is in them.
+"""Pickles as PyTorch writes them, read without running anything that is in them.
 
-Such a file is a zip archive: a pickle (`data.pkl`) that describes tensors, and their numbers, one
-file per storage. A pickle is a program for a small stack machine that may call any function of the
-system. This module has a stack machine of its own that knows the instructions PyTorch writes and
-can make four things only: plain values, dictionaries, storages and tensors; whatever else a pickle
+A pickle is a program for a small stack machine that may call any function of the system. This
+module has a stack machine of its own that knows the instructions of PyTorch's checkpoints and can
+make four things only: plain values, dictionaries, storages and tensors; whatever else a pickle
 names is refused by name and never looked up.
 
-    weights = load_pth("consolidated.pth")            # {"layers.0.attention.wq.weight": ...}
+    tree = run(path, data)            # dicts and lists with `Tensor`s in them; no numbers yet
 
-Files from before PyTorch 1.6 are bare pickles and are refused.
+`torch_file` reads the numbers.
 """
 
 from __future__ import annotations
 
 import math
 import pickletools
-import zipfile
-import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,52 +22,38 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlx_companion.errors import ModelNotFoundError, WeightsError
+from mlx_companion.errors import WeightsError
 
-# Descriptions of models of a thousand layers stay under a megabyte.
-_PICKLE_LIMIT = 64_000_000
-_MAX_DIMENSIONS = 8
-_MAX_SIZE = 2**31 - 1
-# Tied weights share a storage; many tensors on one storage would need more memory than there is.
-_MAX_SHARING = 4
-_REBUILD = "torch._utils _rebuild_tensor_v2"
-_ORDERED = "collections OrderedDict"
 # The storages that hold what models are made of: how NumPy reads them, and MLX's type where
 # NumPy has none.
-_STORAGES: dict[str, tuple[str, mx.Dtype | None]] = {
+STORAGES: dict[str, tuple[str, mx.Dtype | None]] = {
     "torch FloatStorage": ("<f4", None),
     "torch HalfStorage": ("<f2", None),
     "torch BFloat16Storage": ("<u2", mx.bfloat16),
     "torch LongStorage": ("<i8", None),
 }
-_ALLOWED = {_REBUILD, _ORDERED, *_STORAGES}
+
+_MAX_DIMENSIONS = 8
+_MAX_SIZE = 2**31 - 1
+_REBUILD = "torch._utils _rebuild_tensor_v2"
+_ORDERED = "collections OrderedDict"
+_ALLOWED = {_REBUILD, _ORDERED, *STORAGES}
 
 
-def load_pth(path: str | Path) -> dict[str, mx.array]:
-    """The tensors of a PyTorch checkpoint.
+def run(path: Path, data: bytes) -> Any:
+    """The object that a pickle describes.
 
     Args:
-        path: a file that `torch.save` wrote: a state dict, or a dict with one under "model" or
-            "state_dict".
+        path: of its file, for messages.
+        data: the pickle.
 
     Returns:
-        Name -> array in the file's number type (float32, float16, bfloat16 or int64).
+        Plain values, lists, tuples, dicts with plain keys, and `Tensor`s.
 
     Raises:
-        ModelNotFoundError: there is no such file.
-        WeightsError: it is damaged, of the old format, holds no state dict, or names anything but
-            tensors; nothing of it was run.
+        WeightsError: an instruction or a global that is not known, or nonsense.
     """
-    path = Path(path)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return _Reader(path, archive).state_dict()
-    except FileNotFoundError as error:
-        raise ModelNotFoundError(f"there is no file {path}") from error
-    except zipfile.BadZipFile as error:
-        raise _not_a_zip(path, error) from error
-    except (OSError, EOFError, zlib.error, NotImplementedError, RuntimeError) as error:
-        raise WeightsError(f"{path} cannot be read: {error}") from error
+    return _Machine(path).run(data)
 
 
 @dataclass(frozen=True)
@@ -81,7 +64,7 @@ class _Global:
 
 
 @dataclass(frozen=True)
-class _Storage:
+class Storage:
     """The numbers of one or several tensors: a file of the archive."""
 
     key: str
@@ -91,14 +74,14 @@ class _Storage:
     @property
     def itemsize(self) -> int:
         """Bytes of a number."""
-        return np.dtype(_STORAGES[self.kind][0]).itemsize
+        return np.dtype(STORAGES[self.kind][0]).itemsize
 
 
 @dataclass(frozen=True)
-class _Tensor:
+class Tensor:
     """A view of a storage, checked to lie inside it."""
 
-    storage: _Storage
+    storage: Storage
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
@@ -121,11 +104,6 @@ class _Machine:
         self.memo: dict[int, Any] = {}
 
     def run(self, data: bytes) -> Any:
-        """The object that the pickle describes.
-
-        Raises:
-            WeightsError: an instruction or a global that is not known, or nonsense.
-        """
         try:
             for code, argument, _ in pickletools.genops(data):
                 action = _ACTIONS.get(code.name)
@@ -184,8 +162,8 @@ class _Machine:
 
     def storage(self) -> None:
         match self.pop():
-            case ("storage", _Global(name=kind), str(key), str(), int(count)) if kind in _STORAGES:
-                self.push(_Storage(key, kind, count))
+            case ("storage", _Global(name=kind), str(key), str(), int(count)) if kind in STORAGES:
+                self.push(Storage(key, kind, count))
             case _:
                 raise ValueError("a storage that is described in an unknown way")
 
@@ -256,10 +234,10 @@ _ACTIONS: dict[str, Callable[[_Machine, Any], Any]] = {
 }
 
 
-def _tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> _Tensor:
+def _tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> Tensor:
     """A tensor whose every element lies inside its storage, and has a place of its own."""
     numbers = (offset, *shape, *strides)
-    if not isinstance(storage, _Storage) or not all(type(n) is int and n >= 0 for n in numbers):
+    if not isinstance(storage, Storage) or not all(type(n) is int and n >= 0 for n in numbers):
         raise ValueError("a tensor that is described in an unknown way")
     if len(shape) != len(strides) or len(shape) > _MAX_DIMENSIONS:
         raise ValueError(f"a tensor of {len(shape)} sizes and {len(strides)} strides")
@@ -272,96 +250,4 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> _Tensor:
     # Strides of zero would make a huge tensor of a small file.
     if count and (last >= storage.count or count > storage.count - offset):
         raise ValueError(f"a tensor of shape {shape} that reaches beyond its storage")
-    return _Tensor(storage, offset, tuple(shape), strides)
-
-
-class _Reader:
-    """Reads the parts of an open archive."""
-
-    def __init__(self, path: Path, archive: zipfile.ZipFile) -> None:
-        self.path, self.archive = path, archive
-        described = [n for n in archive.namelist() if n.endswith("/data.pkl") or n == "data.pkl"]
-        if len(described) != 1:
-            raise WeightsError(
-                f"{path} is a zip archive without a data.pkl; expected a file of torch.save"
-            )
-        self.root = described[0].removesuffix("data.pkl")
-
-    def state_dict(self) -> dict[str, mx.array]:
-        self._check_byte_order()
-        tree = _Machine(self.path).run(self._bytes("data.pkl", _PICKLE_LIMIT))
-        for key in ("model", "state_dict"):
-            if isinstance(tree, dict) and isinstance(tree.get(key), dict):
-                tree = tree[key]
-                break
-        if not isinstance(tree, dict) or not any(isinstance(v, _Tensor) for v in tree.values()):
-            raise WeightsError(f"{self.path} holds no dictionary of tensors; expected a state dict")
-        tensors = {str(k): v for k, v in tree.items() if isinstance(v, _Tensor)}
-        self._check_sharing(tensors.values())
-        return {name: self._array(tensor) for name, tensor in tensors.items()}
-
-    def _check_sharing(self, tensors: Iterable[_Tensor]) -> None:
-        total = sum(math.prod(tensor.shape) * tensor.storage.itemsize for tensor in tensors)
-        size = self.path.stat().st_size
-        if total > _MAX_SHARING * size:
-            raise WeightsError(
-                f"{self.path} has {size} bytes and describes tensors of {total}; nothing was read"
-            )
-
-    def _array(self, tensor: _Tensor) -> mx.array:
-        kind, view = _STORAGES[tensor.storage.kind]
-        name = f"data/{tensor.storage.key}"
-        size = tensor.storage.count * tensor.storage.itemsize
-        raw = self._bytes(name, size)
-        if len(raw) != size:
-            raise WeightsError(
-                f"{self.path}: the storage '{name}' has {len(raw)} bytes, expected {size}; "
-                "fetch the file again"
-            )
-        array = mx.array(_strided(np.frombuffer(raw, kind), tensor))
-        return array if view is None else array.view(view)
-
-    def _bytes(self, name: str, limit: int) -> bytes:
-        """A file of the archive, its checksum compared, if it is no larger than `limit`."""
-        try:
-            entry = self.archive.getinfo(self.root + name)
-        except KeyError:
-            raise WeightsError(f"{self.path} lacks '{name}'; fetch the file again") from None
-        # Stored as it is: a small archive cannot unpack into a huge one.
-        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > limit:
-            raise WeightsError(
-                f"{self.path}: '{name}' is compressed or has {entry.file_size} bytes, more than "
-                f"the {limit} expected"
-            )
-        return self.archive.read(entry)
-
-    def _check_byte_order(self) -> None:
-        if self.root + "byteorder" in self.archive.namelist():
-            order = self._bytes("byteorder", 16)
-            if order != b"little":
-                raise WeightsError(f"{self.path} has byte order {order!r}; expected b'little'")
-
-
-def _strided(values: np.ndarray, tensor: _Tensor) -> np.ndarray:
-    if not math.prod(tensor.shape):
-        return np.zeros(tensor.shape, values.dtype)
-    view = np.lib.stride_tricks.as_strided(
-        values[tensor.offset :],
-        tensor.shape,
-        [step * values.itemsize for step in tensor.strides],
-        writeable=False,
-    )
-    # NumPy gives a scalar's copy one dimension.
-    return np.ascontiguousarray(view).reshape(tensor.shape)
-
-
-def _not_a_zip(path: Path, error: Exception) -> WeightsError:
-    with path.open("rb") as file:
-        start = file.read(2)
-    if start[:1] == b"\x80":
-        return WeightsError(
-            f"{path} is a bare pickle, the format of PyTorch before 1.6, which is not read here; "
-            "save it again with a newer PyTorch, or as safetensors"
-        )
-    problem = "is cut short or damaged" if start == b"PK" else "is no file of torch.save"
-    return WeightsError(f"{path} {problem} ({error}); fetch it again")
+    return Tensor(storage, offset, tuple(shape), strides)

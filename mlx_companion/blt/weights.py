@@ -24,7 +24,7 @@ from mlx_companion.blt.hash_table import (
     MappedHashEmbedding,
     QuantizedHashEmbedding,
 )
-from mlx_companion.blt.pickle_safe import load_pth
+from mlx_companion.blt.torch_file import load_pth
 from mlx_companion.errors import ConfigError, WeightsError
 from mlx_companion.models.folder import check_safetensors, read_json
 

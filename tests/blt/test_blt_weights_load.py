@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 from dataclasses import replace
@@ -18,7 +19,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mlx.utils import tree_flatten
 
-from mlx_companion.blt import load as loading
 from mlx_companion.blt.byte_lm import ByteLM
 from mlx_companion.blt.config import (
     BlockConfig,
@@ -34,6 +34,9 @@ from mlx_companion.blt.save import convert, export_hf, save
 from mlx_companion.blt.weights import quantize
 from mlx_companion.errors import ConfigError, ModelNotFoundError, WeightsError
 
+# The package has a function of that name.
+LOADING = importlib.import_module("mlx_companion.blt.load")
+SAVING = importlib.import_module("mlx_companion.blt.save")
 IDS = mx.array([[1, *[byte + 4 for byte in b"some bytes, some more bytes."]]])
 
 
@@ -152,7 +155,7 @@ class TestOurs:
         def fails(*_: Any) -> None:
             raise RuntimeError("broken")
 
-        monkeypatch.setattr("mlx_companion.blt.save.atomic_write_json", fails)
+        monkeypatch.setattr(SAVING, "atomic_write_json", fails)
         with pytest.raises(RuntimeError, match="broken"):
             save(small(cross_k=1), tmp_path / "m")
         same_parameters(load(tmp_path / "m"), model)
@@ -355,7 +358,7 @@ class TestWhere:
             asked.append((name, kind))
             return folder
 
-        monkeypatch.setattr(loading, "fetch", fetched)
+        monkeypatch.setattr(LOADING, "fetch", fetched)
         monkeypatch.chdir(tmp_path)
         assert isinstance(load("owner/name"), BltModel)
         assert isinstance(load("m"), BltModel)
@@ -377,11 +380,11 @@ class TestWhere:
         assert asked == [("facebook/blt-1b", ["*.json", "*.safetensors", "*.pth"], True)]
 
     def test_the_one_in_the_package(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        assert default_model_path().parent == Path(loading.__file__).parent
-        monkeypatch.setattr(loading, "default_model_path", lambda: tmp_path)
+        assert default_model_path().parent == Path(LOADING.__file__).parent
+        monkeypatch.setattr(LOADING, "default_model_path", lambda: tmp_path)
         save(small(), tmp_path)
         assert isinstance(load(), BltModel)
         assert find_model() == tmp_path
-        monkeypatch.setattr(loading, "default_model_path", lambda: tmp_path / "no")
+        monkeypatch.setattr(LOADING, "default_model_path", lambda: tmp_path / "no")
         with pytest.raises(ModelNotFoundError, match="without a byte model"):
             load()

@@ -24,7 +24,7 @@ from blt_checkpoints import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_companion.blt.pickle_safe import load_pth
+from mlx_companion.blt.torch_file import load_pth
 from mlx_companion.errors import ModelNotFoundError, WeightsError
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
