@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -12,6 +14,7 @@ import pytest
 from blt_fixtures import CASES, GRADIENT_CASE, STEP, Case, read, torch_answers, torch_model
 from mlx.utils import tree_flatten
 
+from mlx_companion.blt.config import BlockConfig, BltConfig, HashConfig, PatchConfig
 from mlx_companion.blt.load import load
 from mlx_companion.blt.model import BltModel
 from mlx_companion.blt.patching import Patching
@@ -111,16 +114,57 @@ def test_stored_answers_are_those_of_the_installed_transformers(name: str) -> No
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", CASES)
 def test_transformers_loads_what_is_exported(name: str, tmp_path: Path) -> None:
+    case = read(name)
+    check_export(load(case.write_hf(tmp_path / "in")), case.ids, tmp_path / "out")
+
+
+STACK = BlockConfig(32, 2, 2, 48, window=5)
+TINY = BltConfig(
+    encoder=STACK,
+    latent=BlockConfig(48, 2, 4, 20),
+    decoder=STACK,
+    entropy=BlockConfig(24, 1, 2, 20, window=4),
+    hash=HashConfig((3, 4), 1, 31),
+    patching=PatchConfig(threshold=5.3),
+)
+
+
+@needs_torch
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"entropy": None, "patching": PatchConfig("byte")},
+        {"hash": HashConfig((3,), 0, 7)},
+        {"hash": HashConfig((), 1, 7)},
+        {"patching": PatchConfig("byte", max_length=3)},
+        {"patching": PatchConfig(threshold=float("inf"))},
+        {"patching": PatchConfig(threshold=-1.0)},
+        {
+            "encoder": replace(STACK, rope_theta=77.0, norm_eps=1e-2),
+            "latent": BlockConfig(48, 1, 4, 20, rope_theta=5.0, norm_eps=0.1),
+            "entropy": BlockConfig(24, 1, 2, 20, window=3, rope_theta=33.0, norm_eps=0.05),
+        },
+    ],
+    ids=["alone", "no functions", "no groups", "limit", "never", "always", "rope and norms"],
+)
+def test_transformers_loads_unusual_exports(changes: dict[str, Any], tmp_path: Path) -> None:
+    mx.random.seed(7)
+    ids = np.random.default_rng(0).integers(4, 260, (2, 40)).astype(np.int32)
+    ids[:, 0] = 1
+    check_export(BltModel(replace(TINY, **changes)), ids, tmp_path)
+
+
+def check_export(model: BltModel, ids: np.ndarray, folder: Path) -> None:
+    """transformers finds every tensor in an export, no other, and computes the same logits."""
     pytest.importorskip("transformers.models.blt")
     import torch
     from transformers import BltForCausalLM
 
-    case = read(name)
-    model = load(case.write_hf(tmp_path / "in"))
     theirs, info = BltForCausalLM.from_pretrained(
-        export_hf(model, tmp_path / "out"), output_loading_info=True
+        export_hf(model, folder), output_loading_info=True
     )
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     with torch.no_grad():
-        expected = theirs.eval()(torch.from_numpy(case.ids).long(), use_cache=False).logits
-    np.testing.assert_allclose(logits(model, case.ids), expected.numpy(), atol=1e-5)
+        expected = theirs.eval()(torch.from_numpy(ids).long(), use_cache=False).logits
+    np.testing.assert_allclose(logits(model, ids), expected.numpy(), atol=1e-5)
