@@ -13,16 +13,30 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
 import mlx_companion
+from mlx_companion.cli_blt import app as blt
+from mlx_companion.cli_parts import (
+    AsJson,
+    ClearStop,
+    ConfigFile,
+    DataDir,
+    Seed,
+    Set,
+    flag,
+    given,
+    make_console,
+    option,
+    print_json,
+    read_settings,
+)
 from mlx_companion.errors import CompanionError, ConfigError, Stopped
-from mlx_companion.runtime.paths import HOME_VARIABLE, cache_dir
+from mlx_companion.runtime.paths import cache_dir
 
 if TYPE_CHECKING:
     from mlx_companion.store import Store
@@ -30,10 +44,10 @@ if TYPE_CHECKING:
 # Seconds of imports (MLX, transformers) belong to the verbs that need them, so that `--help`
 # answers at once; hence the imports inside the functions.
 
-T = TypeVar("T")
 DEBUG_VARIABLE = "MLX_COMPANION_DEBUG"
 POISON_VARIABLE = "MLX_COMPANION_TEST_POISON"
 TALK, LEARN, VERSIONS, DATA, MACHINE = "Talk", "Learn", "Versions", "Your data", "Machine"
+BYTES = "Byte models"
 
 
 class _Verbs(TyperGroup):
@@ -58,12 +72,8 @@ class _Verbs(TyperGroup):
 
 def _failed(message: str, code: int) -> typer.Exit:
     told = Text(message, style="yellow") if code == 130 else Text(f"error: {message}", "bold red")
-    _console(stderr=True).print(told, soft_wrap=True)
+    make_console(stderr=True).print(told, soft_wrap=True)
     return typer.Exit(code)
-
-
-def _console(*, stderr: bool = False) -> Console:
-    return Console(stderr=stderr, highlight=False)
 
 
 def _show_version(wanted: bool) -> None:
@@ -72,29 +82,8 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-def _use_data_dir(folder: Path | None) -> Path | None:
-    if folder is not None:
-        os.environ[HOME_VARIABLE] = str(folder.expanduser().absolute())
-    return folder
-
-
-def _option(metavar: str, text: str, *names: str, callback: Any = None) -> Any:
-    return typer.Option(*names, metavar=metavar, help=text, callback=callback)
-
-
-def _flag(name: str, text: str, callback: Any = None) -> Any:
-    return typer.Option(name, help=text, callback=callback, is_eager=callback is not None)
-
-
-_WHERE = f"Folder of the database, adapters and reports; also ${HOME_VARIABLE}."
-DataDir = Annotated[Path | None, _option("FOLDER", _WHERE, "--data-dir", callback=_use_data_dir)]
-Model = Annotated[str | None, _option("NAME", "Alias, hub id, folder or GGUF file.")]
-Profile = Annotated[str | None, _option("NAME", "Style profile: a packaged name or a file.")]
-ConfigFile = Annotated[Path | None, _option("FILE", "YAML file with settings.", "--config")]
-Set = Annotated[list[str] | None, _option("KEY=VALUE", "One setting; repeatable.", "--set")]
-Seed = Annotated[int | None, _option("N", "Makes the run repeatable.")]
-ClearStop = Annotated[bool, _flag("--clear-stop", "Take back the kill switch first.")]
-AsJson = Annotated[bool, _flag("--json", "Print JSON instead of tables.")]
+Model = Annotated[str | None, option("NAME", "Alias, hub id, folder or GGUF file.")]
+Profile = Annotated[str | None, option("NAME", "Style profile: a packaged name or a file.")]
 
 app = typer.Typer(
     name="mlx-companion",
@@ -106,11 +95,12 @@ app = typer.Typer(
 )
 data = typer.Typer(no_args_is_help=True, help="Export, import, delete or count what is stored.")
 app.add_typer(data, name="data", rich_help_panel=DATA)
+app.add_typer(blt, name="blt", rich_help_panel=BYTES)
 
 
 @app.callback()
 def root(
-    version: Annotated[bool, _flag("--version", "Show the version.", _show_version)] = False,
+    version: Annotated[bool, flag("--version", "Show the version.", _show_version)] = False,
 ) -> None:
     """A small language-model companion that runs, tunes and improves itself on this machine."""
 
@@ -132,13 +122,13 @@ def chat(
     from mlx_companion.loop.chat import Chat
     from mlx_companion.loop.talk import talk
 
-    console, interactive = _console(), sys.stdin.isatty()
+    console, interactive = make_console(), sys.stdin.isatty()
     with _store() as store:
         active = store.versions.active()
         if model is None and config is None and active is not None:
             model = active.model_source
-        settings = _settings(LoopConfig, config, set_, model=model, profile=profile)
-        with _console(stderr=True).status("loading the model"):
+        settings = read_settings(LoopConfig, config, set_, model=model, profile=profile)
+        with make_console(stderr=True).status("loading the model"):
             companion = Companion.open(store, settings)
         if interactive:
             console.print(f"{companion.version_id} listens; /help lists commands", style="dim")
@@ -152,26 +142,26 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="What to say; - reads standard input.")],
     model: Model = None,
     adapter: Annotated[
-        Path | None, _option("FOLDER", "Folder of an adapter, such as finetune's result.")
+        Path | None, option("FOLDER", "Folder of an adapter, such as finetune's result.")
     ] = None,
-    max_tokens: Annotated[int | None, _option("N", "Most tokens to make (256).")] = None,
+    max_tokens: Annotated[int | None, option("N", "Most tokens to make (256).")] = None,
     temperature: Annotated[
-        float | None, _option("X", "0, the default, takes the likeliest token.")
+        float | None, option("X", "0, the default, takes the likeliest token.")
     ] = None,
-    top_k: Annotated[int | None, _option("N", "Keep the N likeliest tokens.")] = None,
-    top_p: Annotated[float | None, _option("X", "Keep this much probability.")] = None,
+    top_k: Annotated[int | None, option("N", "Keep the N likeliest tokens.")] = None,
+    top_p: Annotated[float | None, option("X", "Keep this much probability.")] = None,
     seed: Seed = None,
-    stop: Annotated[list[str] | None, _option("TEXT", "Ends the reply; repeatable.")] = None,
-    system: Annotated[str | None, _option("TEXT", "System message.")] = None,
-    raw: Annotated[bool, _flag("--raw", "Continue the text, no chat format.")] = False,
+    stop: Annotated[list[str] | None, option("TEXT", "Ends the reply; repeatable.")] = None,
+    system: Annotated[str | None, option("TEXT", "System message.")] = None,
+    raw: Annotated[bool, flag("--raw", "Continue the text, no chat format.")] = False,
 ) -> None:
     """Stream one reply of a model, as it is, without profile or history."""
     from mlx_companion.lora import load_adapter
     from mlx_companion.models import DEFAULT_MODEL, Sampling, load, stream_generate
 
-    sampling = Sampling(**_given(temperature=temperature, top_k=top_k, top_p=top_p))
+    sampling = Sampling(**given(temperature=temperature, top_k=top_k, top_p=top_p))
     text = sys.stdin.buffer.read().decode() if prompt == "-" else prompt
-    with _console(stderr=True).status("loading the model"):
+    with make_console(stderr=True).status("loading the model"):
         lm = load(model or DEFAULT_MODEL)
         if adapter is not None:
             load_adapter(adapter, lm.model, base_sha256=lm.base_sha256)
@@ -179,7 +169,7 @@ def generate(
         lm,
         list(lm.tokenizer.encode(text)) if raw else text,
         sampling=sampling,
-        **_given(system=system, max_tokens=max_tokens, seed=seed, stop=stop),
+        **given(system=system, max_tokens=max_tokens, seed=seed, stop=stop),
     )
     for piece in pieces:
         print(piece, end="", flush=True)
@@ -192,11 +182,11 @@ def improve(
     set_: Set = None,
     model: Model = None,
     profile: Profile = None,
-    rounds: Annotated[int | None, _option("N", "Rounds to run.")] = None,
-    review: Annotated[bool, _flag("--review", "Let me promote what passes the gate.")] = False,
-    dry_run: Annotated[bool, _flag("--dry-run", "Decide, but change nothing.")] = False,
+    rounds: Annotated[int | None, option("N", "Rounds to run.")] = None,
+    review: Annotated[bool, flag("--review", "Let me promote what passes the gate.")] = False,
+    dry_run: Annotated[bool, flag("--dry-run", "Decide, but change nothing.")] = False,
     seed: Seed = None,
-    quiet: Annotated[bool, _flag("--quiet", "Print only the last line.")] = False,
+    quiet: Annotated[bool, flag("--quiet", "Print only the last line.")] = False,
     clear_stop: ClearStop = False,
     data_dir: DataDir = None,
 ) -> None:
@@ -211,15 +201,15 @@ def improve(
     if review and dry_run:
         raise typer.BadParameter("give --review or --dry-run, not both")
     mode = "review" if review else "dry-run" if dry_run else None
-    settings = _settings(
+    settings = read_settings(
         LoopConfig, config, set_, model=model, profile=profile, rounds=rounds, seed=seed, mode=mode
     )
     # A test asks for spoiled training targets, which the gate has to refuse.
     poison: Any = os.environ.get(POISON_VARIABLE) or None
     report = shown_rounds(
         settings,
-        out=_console(),
-        err=_console(stderr=True),
+        out=make_console(),
+        err=make_console(stderr=True),
         quiet=quiet,
         clear_stop=clear_stop,
         poison=poison,
@@ -230,21 +220,21 @@ def improve(
 
 @app.command(rich_help_panel=LEARN)
 def finetune(
-    data: Annotated[Path, _option("PATH", "File or folder of txt, jsonl, json or csv.", "--data")],
+    data: Annotated[Path, option("PATH", "File or folder of txt, jsonl, json or csv.", "--data")],
     model: Model = None,
-    valid: Annotated[str | None, _option("PATH|SHARE", "Held-out data, or 0.1 of --data.")] = None,
-    out: Annotated[Path | None, _option("FOLDER", "The run's folder (runs/NAME-OF-DATA).")] = None,
-    rank: Annotated[int | None, _option("N", "Rank of the adapter.")] = None,
-    alpha: Annotated[float | None, _option("X", "Strength of the adapter.")] = None,
-    layers: Annotated[int | None, _option("N", "Adapt only the last N layers.")] = None,
-    epochs: Annotated[int | None, _option("N", "Passes over the data.")] = None,
-    lr: Annotated[float | None, _option("X", "Highest learning rate.")] = None,
-    batch_tokens: Annotated[int | None, _option("N", "Most tokens in a batch.")] = None,
-    max_tokens: Annotated[int | None, _option("N", "Most tokens in a row.")] = None,
+    valid: Annotated[str | None, option("PATH|SHARE", "Held-out data, or 0.1 of --data.")] = None,
+    out: Annotated[Path | None, option("FOLDER", "The run's folder (runs/NAME-OF-DATA).")] = None,
+    rank: Annotated[int | None, option("N", "Rank of the adapter.")] = None,
+    alpha: Annotated[float | None, option("X", "Strength of the adapter.")] = None,
+    layers: Annotated[int | None, option("N", "Adapt only the last N layers.")] = None,
+    epochs: Annotated[int | None, option("N", "Passes over the data.")] = None,
+    lr: Annotated[float | None, option("X", "Highest learning rate.")] = None,
+    batch_tokens: Annotated[int | None, option("N", "Most tokens in a batch.")] = None,
+    max_tokens: Annotated[int | None, option("N", "Most tokens in a row.")] = None,
     seed: Seed = None,
     config: ConfigFile = None,
     set_: Set = None,
-    no_resume: Annotated[bool, _flag("--no-resume", "Start over in the run's folder.")] = False,
+    no_resume: Annotated[bool, flag("--no-resume", "Start over in the run's folder.")] = False,
     clear_stop: ClearStop = False,
     data_dir: DataDir = None,
 ) -> None:
@@ -258,7 +248,7 @@ def finetune(
     lora = {"lora.rank": rank, "lora.alpha": alpha, "lora.layers": layers}
     train = {"epochs": epochs, "lr": lr, "batch_tokens": batch_tokens, "max_tokens": max_tokens}
     train = {f"train.{name}": value for name, value in {**train, "seed": seed}.items()}
-    settings = _settings(FinetuneConfig, config, set_, **lora, **train)
+    settings = read_settings(FinetuneConfig, config, set_, **lora, **train)
     with long_work(clear_stop=clear_stop, say=partial(typer.echo, err=True)) as switch:
         result = train_adapter(
             model or DEFAULT_MODEL,
@@ -280,11 +270,11 @@ def versions(as_json: AsJson = False, data_dir: DataDir = None) -> None:
     with _store() as store:
         known, history = store.versions.all(), store.versions.history()
     if as_json:
-        _print_json({"versions": known, "history": history})
+        print_json({"versions": known, "history": history})
         return
     from mlx_companion.loop.version_view import version_table
 
-    _console().print(
+    make_console().print(
         version_table(known) if known else "no version yet: the first `chat` or `improve` makes one"
     )
 
@@ -302,7 +292,7 @@ def promote(
 
 @app.command(rich_help_panel=VERSIONS)
 def rollback(
-    to: Annotated[str | None, _option("VERSION", "Version to go back to.")] = None,
+    to: Annotated[str | None, option("VERSION", "Version to go back to.")] = None,
     data_dir: DataDir = None,
 ) -> None:
     """Go back to the version that was active before."""
@@ -326,15 +316,15 @@ def diff(
     with _store() as store:
         found = compare(store, a, b)
     if as_json:
-        _print_json(found)
+        print_json(found)
     else:
-        print_diff(_console(), a, b, found)
+        print_diff(make_console(), a, b, found)
 
 
 @data.command("export")
 def data_export(
     file: Annotated[Path, typer.Argument(help="JSONL file to write.")],
-    kind: Annotated[list[str] | None, _option("KIND", "Such as interaction; repeatable.")] = None,
+    kind: Annotated[list[str] | None, option("KIND", "Such as interaction; repeatable.")] = None,
     data_dir: DataDir = None,
 ) -> None:
     """Write everything that is stored to a JSONL file (adapters stay where they are)."""
@@ -365,7 +355,7 @@ def data_import(
 
 @data.command("delete")
 def data_delete(
-    yes: Annotated[bool, _flag("--yes", "Do not ask.")] = False,
+    yes: Annotated[bool, flag("--yes", "Do not ask.")] = False,
     data_dir: DataDir = None,
 ) -> None:
     """Delete everything: conversations, samples, versions, adapters, reports, logs, backups."""
@@ -390,9 +380,9 @@ def data_stats(as_json: AsJson = False, data_dir: DataDir = None) -> None:
     with _store() as store:
         found = contents(store)
     if as_json:
-        _print_json(found)
+        print_json(found)
     else:
-        _console().print(pairs(found))
+        make_console().print(pairs(found))
 
 
 @app.command(rich_help_panel=MACHINE)
@@ -402,9 +392,9 @@ def doctor(as_json: AsJson = False, data_dir: DataDir = None) -> None:
 
     found = examine()
     if as_json:
-        _print_json(found)
+        print_json(found)
     else:
-        print_examination(_console(), found)
+        print_examination(make_console(), found)
     if found["problems"]:
         raise typer.Exit(1)
 
@@ -419,18 +409,18 @@ def models() -> None:
     for spec in ALIASES.values():
         here = wheel.cached(spec) or hub.cached(spec)
         table.add_row(spec.alias, spec.hub_id, spec.kind, "yes" if here else "no")
-    _console().print(table)
+    make_console().print(table)
 
 
 @app.command(rich_help_panel=MACHINE)
 def fetch(
     model: Annotated[str, typer.Argument(help="Alias or hub id.")],
-    verify: Annotated[bool, _flag("--verify", "Check the content of every file.")] = False,
+    verify: Annotated[bool, flag("--verify", "Check the content of every file.")] = False,
 ) -> None:
     """Download a model, or finish or mend what is there of it, and print where it is."""
     from mlx_companion.models.fetch import fetch as download
 
-    with _console(stderr=True).status(f"fetching {model} into {cache_dir()}"):
+    with make_console(stderr=True).status(f"fetching {model} into {cache_dir()}"):
         path = download(model, verify=verify)
     print(path)
 
@@ -466,26 +456,8 @@ def _store() -> Store:
     return Store()
 
 
-def _settings(cls: type[T], config: Path | None, set_: list[str] | None, **named: Any) -> T:
-    """Settings: defaults, then the file, then `--set`, then the options."""
-    from mlx_companion.runtime.config import load_config, parse_overrides
-
-    return load_config(cls, config, parse_overrides(set_ or ()) | _given(**named))
-
-
-def _given(**options: Any) -> dict[str, Any]:
-    """The options that were given, so that defaults live in the library alone."""
-    return {name: value for name, value in options.items() if value is not None}
-
-
 def _path_or_share(text: str | None) -> str | float | None:
     try:
         return None if text is None else float(text)
     except ValueError:
         return text
-
-
-def _print_json(value: Any) -> None:
-    from mlx_companion.store.values import dump_json
-
-    print(dump_json(value))

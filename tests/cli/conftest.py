@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -27,7 +28,7 @@ def run() -> Run:
     """Runs `mlx-companion` in this process: `run("data", "stats", input="")`."""
     runner = CliRunner()
 
-    def invoke(*words: str, input: str | bytes | None = None) -> Result:
-        return runner.invoke(app, list(words), input=input)
+    def invoke(*words: str | Path, input: str | bytes | None = None) -> Result:
+        return runner.invoke(app, list(map(str, words)), input=input)
 
     return invoke

@@ -16,7 +16,8 @@ from mlx_companion.models import Sampling, stream_generate
 VERBS = {
     "chat", "generate", "improve", "finetune", "versions", "promote", "rollback", "diff",
     "data export", "data import", "data delete", "data stats", "doctor", "models", "fetch",
-    "stop", "resume",
+    "stop", "resume", "blt train", "blt generate", "blt patch", "blt eval", "blt convert",
+    "blt calibrate",
 }  # fmt: skip
 
 
