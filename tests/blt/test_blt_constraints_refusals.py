@@ -46,7 +46,7 @@ from mlx_companion.errors import ConfigError
         ({"type": "string", "maxLength": "3"}, "#/maxLength: '3' is not an integer"),
         ({"type": "array", "minItems": True}, "#/minItems: True is not an integer"),
         ({"type": "array", "maxItems": 1.5}, "#/maxItems: 1.5 is not an integer"),
-        ({"type": "string", "minLength": 9000}, "#/minLength: 9000; at most 8192"),
+        ({"type": "string", "minLength": 9000}, "#/minLength: 9000; at most 4096"),
         ({"pattern": "a*", "minLength": 501}, "#/minLength: 501; at most 500"),
         ({"type": "array", "minItems": 5000}, "#/minItems: 5000; at most 4096"),
         ({"type": "integer", "minimum": "0"}, "#/minimum: '0' is not a finite number"),
@@ -117,6 +117,14 @@ def test_what_nothing_satisfies_is_refused(schema: Any) -> None:
 )
 def test_recursion_without_a_byte_is_refused(schema: Any) -> None:
     with pytest.raises(ConfigError, match=r"refers to itself|no finite text"):
+        json_schema(schema)
+
+
+def test_a_schema_nested_too_deeply_is_refused() -> None:
+    schema: dict[str, Any] = {}
+    for _ in range(1000):
+        schema = {"items": schema}
+    with pytest.raises(ConfigError, match="nested too deeply"):
         json_schema(schema)
 
 

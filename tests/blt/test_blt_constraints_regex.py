@@ -13,6 +13,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from mlx_companion.blt.constraints import RegexConstraint, regex
+from mlx_companion.blt.constraints.anchors import full_match
+from mlx_companion.blt.constraints.automaton import compile_dfa
+from mlx_companion.blt.constraints.products import difference, intersection
+from mlx_companion.blt.constraints.syntax import parse
 from mlx_companion.errors import ConfigError, GenerationError
 
 EOS, OFFSET = 2, 4
@@ -78,7 +82,7 @@ def compiled(pattern: str) -> RegexConstraint | None:
         raise
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(st.tuples(flags, patterns).map("".join), st.lists(texts, min_size=1, max_size=12))
 def test_it_accepts_what_re_accepts(pattern: str, samples: list[str]) -> None:
     assume(valid(pattern))
@@ -88,7 +92,7 @@ def test_it_accepts_what_re_accepts(pattern: str, samples: list[str]) -> None:
         assert accepted == bool(re.fullmatch(pattern, text)), (pattern, text)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.tuples(flags, patterns).map("".join), st.integers(0, 12), st.integers(0, 2**32))
 def test_every_walk_ends_in_a_match(pattern: str, spare: int, seed: int) -> None:
     assume(valid(pattern))
@@ -135,6 +139,7 @@ def test_every_cased_character_matches_the_same_others() -> None:
         ("a{2}(?#twice)", ["aa"], ["a"]),
         ("a(?#one)*", ["", "aa"], ["b"]),
         ("", [""], ["a"]),
+        ("(?:(?:){1000000000}){1000000000}b", ["b"], ["a"]),
         ("x{}", ["x{}"], ["x"]),
         (r"\/\-\é", ["/-é"], ["-"]),
     ],
@@ -169,6 +174,7 @@ def test_syntax(pattern: str, yes: list[str], no: list[str]) -> None:
         (r"[^\s\S]", "no text at all matches"),
         ("(a|b)*a(a|b){20}", "more than 10000 states"),
         ("(?:(?:a{1000}){1000}){1000}", "too large"),
+        ("(" * 2000 + "a" + ")" * 2000, "nested too deeply|not a valid"),
     ],
 )
 def test_what_is_refused_is_named(pattern: str, said: str) -> None:
@@ -248,3 +254,18 @@ def test_forced_bytes_are_those_without_a_choice() -> None:
     assert constraint.forced(constraint.start()) == b"name: A"
     assert constraint.forced(constraint.start(), budget=10) == b"name: Ada!"
     assert constraint.forced(constraint.start(), limit=3) == b"nam"
+
+
+@settings(max_examples=60, deadline=None)
+@given(patterns, patterns, st.lists(texts, min_size=1, max_size=12))
+def test_products_are_both_and_only_the_first(one: str, other: str, samples: list[str]) -> None:
+    assume(valid(one) and valid(other))
+    left, right = (compile_dfa(full_match(parse(p), p)) for p in (one, other))
+    both, first = intersection(left, right), difference(left, right)
+    for text in samples:
+        here, there = bool(re.fullmatch(one, text)), bool(re.fullmatch(other, text))
+        assert both.matches(text.encode()) == (here and there)
+        assert first.matches(text.encode()) == (here and not there)
+    assert difference(left, left).empty
+    with pytest.raises(ConfigError, match="more than 3 states"):
+        intersection(*[compile_dfa(full_match(parse("a{9}"), ""))] * 2, limit=3)

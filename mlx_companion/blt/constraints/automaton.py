@@ -24,12 +24,12 @@ from mlx_companion.errors import ConfigError
 DEAD = -1
 FAR = np.int32(2**30)  # the distance where there is no match
 STATE_LIMIT = 10_000
-_ITEM_LIMIT = 500_000
+_ITEM_LIMIT = 100_000
 
 
 @dataclass(frozen=True, eq=False)
 class Dfa:
-    """A minimal deterministic automaton over bytes; state 0 is the start.
+    """A deterministic automaton over bytes without hopeless states; state 0 is the start.
 
     Attributes:
         table: (S, 256) int32, the next state or -1 where no match can follow.
@@ -127,7 +127,9 @@ class _Nfa:
             for _ in range(node.most - node.least):
                 entry = self.item([], [self.build(node.inner, entry), out])
         for _ in range(node.least):
-            entry = self.build(node.inner, entry)
+            after, entry = entry, self.build(node.inner, entry)
+            if entry == after:  # repeating what matches only the empty text changes nothing
+                break
         return entry
 
     def closure(self, item: int) -> frozenset[int]:
@@ -208,7 +210,7 @@ def finish(moves: np.ndarray, accept: np.ndarray, column: np.ndarray) -> Dfa:
         accept: (S,) bool.
         column: (256,) the column of each byte.
     """
-    moves, accept, far = _trim(moves, accept, distances(moves, accept))
+    moves, accept, far = trim(moves, accept)
     blocks = _equivalent(moves, far)
     count = int(blocks.max()) + 1
     first = np.full(count, len(blocks))
@@ -219,8 +221,12 @@ def finish(moves: np.ndarray, accept: np.ndarray, column: np.ndarray) -> Dfa:
     rank[order] = np.arange(count, dtype=np.int32)
     kept = first[order]
     small = moves[kept]
-    merged = np.where(small >= 0, rank[blocks[small]], DEAD).astype(np.int32)
-    return Dfa(np.ascontiguousarray(merged[:, column]), accept[kept], far[kept])
+    return spread(np.where(small >= 0, rank[blocks[small]], DEAD), accept[kept], far[kept], column)
+
+
+def spread(moves: np.ndarray, accept: np.ndarray, far: np.ndarray, column: np.ndarray) -> Dfa:
+    """The automaton whose table has one column for each byte again."""
+    return Dfa(np.ascontiguousarray(moves.astype(np.int32)[:, column]), accept, far)
 
 
 def distances(moves: np.ndarray, accept: np.ndarray) -> np.ndarray:
@@ -269,9 +275,13 @@ def _heights(moves: np.ndarray) -> np.ndarray:
     return np.array(found)
 
 
-def _trim(
-    moves: np.ndarray, accept: np.ndarray, far: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def trim(moves: np.ndarray, accept: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Drop the states from which no match can be reached, except the start.
+
+    Returns:
+        Moves, accepting states and distances of those that are left.
+    """
+    far = distances(moves, accept)
     alive = far < FAR
     alive[0] = True
     numbers = np.where(far < FAR, np.cumsum(alive) - 1, DEAD)

@@ -88,8 +88,8 @@ class Constraint(ABC):
 
         Args:
             states: B states.
-            budgets: the bytes that each row may still write, None for no limit. Only bytes
-                after which a match still fits are allowed.
+            budgets: the bytes that each row may still write (EOS is none), None for no limit.
+                Only bytes after which a match still fits are allowed.
 
         Returns:
             (B, 260) bool: bytes at b + 4, and EOS exactly where the row is complete.
@@ -98,7 +98,7 @@ class Constraint(ABC):
             ConfigError: a row cannot be completed within its budget.
         """
         left = np.full(len(states), UNLIMITED, dtype=np.int64)
-        for row, budget in enumerate(budgets or ()):
+        for row, budget in enumerate(() if budgets is None else budgets):
             if budget is None:
                 continue
             if budget < self.distance(states[row]):

@@ -1,10 +1,13 @@
-"""Automata out of automata: what two of them both match, and what only the first one matches."""
+"""Automata out of automata: what two of them both match, and what only the first one matches.
+
+The results are not minimal: merging states took most of the time and saved a third of them.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
-from mlx_companion.blt.constraints.automaton import DEAD, STATE_LIMIT, Dfa, finish
+from mlx_companion.blt.constraints.automaton import DEAD, STATE_LIMIT, Dfa, spread, trim
 from mlx_companion.errors import ConfigError
 
 
@@ -53,7 +56,7 @@ def _product(one: Dfa, table: np.ndarray, accept: np.ndarray, limit: int) -> Dfa
             )
     moves, pairs = np.vstack(rows), np.concatenate(order)
     both = one.accept[pairs // size] & accept[pairs % size]
-    return finish(np.where(moves >= 0, numbers[moves], DEAD), both, column)
+    return spread(*trim(np.where(moves >= 0, numbers[moves], DEAD), both), column)
 
 
 def _columns(*tables: np.ndarray) -> np.ndarray:

@@ -91,5 +91,8 @@ def regex(pattern: str, *, max_states: int = STATE_LIMIT) -> RegexConstraint:
     Raises:
         ConfigError: the pattern is wrong, uses something refused, matches nothing or is too large.
     """
-    tree = full_match(parse(pattern), pattern)
-    return RegexConstraint(compile_dfa(tree, limit=max_states), pattern)
+    try:
+        tree = full_match(parse(pattern), pattern)
+        return RegexConstraint(compile_dfa(tree, limit=max_states), pattern)
+    except RecursionError:
+        raise ConfigError("the pattern is nested too deeply; use fewer groups") from None

@@ -8,7 +8,7 @@ not meant: of the many spellings of a valid value one is enough for a model, so
   others; say ``"additionalProperties": true`` to let the model invent names;
 - a schema without `type` but with keywords of some type (`properties`) means that type;
 - characters have one spelling each (`encodings`), numbers a bounded length (`numbers`), strings
-  at most 8192 characters (500 beside `pattern` or `format`) where `maxLength` allows more, and
+  at most 4096 characters (500 beside `pattern` or `format`) where `maxLength` allows more, and
   arrays at most 4096 items where `maxItems` does;
 - a `pattern` means what both ECMA-262 and Python's `re` accept (`syntax`), found anywhere in
   the string unless it is anchored;
@@ -65,8 +65,11 @@ def json_schema(
         ConfigError: the schema uses what is not supported, or nothing finite satisfies it.
     """
     compiler = _Compiler(schema, whitespace)
-    start = compiler.reference("#", "#")
-    return PushdownConstraint(compiler.grammar, start, "the schema", max_depth)
+    try:
+        start = compiler.reference("#", "#")
+        return PushdownConstraint(compiler.grammar, start, "the schema", max_depth)
+    except RecursionError:
+        raise ConfigError("the schema is nested too deeply; move parts into '$defs'") from None
 
 
 def json_value(*, whitespace: int = 0, max_depth: int = MAX_DEPTH) -> PushdownConstraint:
@@ -87,6 +90,7 @@ class _Compiler:
         self.gap: Node = Repeat(either((b" ", b"\t", b"\n", b"\r")), 0, whitespace)
         self.references: dict[str, int] = {}
         self.terminals: dict[Node, int] = {}
+        self.strings: dict[Any, int] = {}
         self.kinds: dict[str, Callable[[Schema, str], int]] = {
             "object": partial(schema_machines.object_, self),
             "array": partial(schema_machines.array, self),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import Any, Protocol
 
 from mlx_companion.blt.constraints.anchors import full_match, search
@@ -31,7 +31,7 @@ from mlx_companion.blt.constraints.schema_keywords import Schema, count
 from mlx_companion.blt.constraints.syntax import parse
 from mlx_companion.errors import ConfigError
 
-LONGEST_STRING = 8192
+LONGEST_STRING = 4096
 LONGEST_PATTERN = 500
 LONGEST_ARRAY = 4096
 
@@ -44,6 +44,7 @@ class Compiler(Protocol):
 
     grammar: Grammar
     gap: Node  # the white space between two tokens
+    strings: dict[Any, int]  # machines of strings, which many properties share
 
     def terminal(self, node: Node) -> int:
         """The machine of a tree."""
@@ -75,24 +76,31 @@ def string(compiler: Compiler, schema: Schema, path: str) -> int:
     """The machine of strings."""
     least = count(schema, "minLength", path, 0) or 0
     most = count(schema, "maxLength", path, None)
-    dfas = [compiled(Cat((_QUOTE, node, _QUOTE))) for node in _contents(schema, path)]
-    longest = LONGEST_PATTERN if dfas else LONGEST_STRING
+    contents = _contents(schema, path)
+    longest = LONGEST_PATTERN if contents else LONGEST_STRING
     if least > longest:
         raise ConfigError(f"{path}/minLength: {least}; at most {longest} is supported here")
-    if not dfas:
-        return _counted(compiler, least, most)
-    if least or most is not None:
-        length = Repeat(Chars(EVERY), least, None if most is None else min(most, longest))
-        dfas.append(compiled(Cat((_QUOTE, length, _QUOTE))))
-    whole = dfas[0]
-    for dfa in dfas[1:]:
-        whole = intersection(whole, dfa)
-    return compiler.grammar.terminal(whole)
+    most = None if most is None else min(most, longest)
+    key = (contents, least, most)
+    if key not in compiler.strings:
+        if contents:
+            compiler.strings[key] = compiler.grammar.terminal(_matching(*key))
+        else:
+            compiler.strings[key] = _counted(compiler, least, most)
+    return compiler.strings[key]
 
 
-def _contents(schema: Schema, path: str) -> list[Node]:
+@lru_cache(maxsize=512)
+def _matching(contents: tuple[Node, ...], least: int, most: int | None) -> Dfa:
+    """Strings that match each of the trees and have `least` to `most` characters."""
+    length = (Repeat(Chars(EVERY), least, most),) if least or most is not None else ()
+    dfas = [compiled(Cat((_QUOTE, node, _QUOTE))) for node in (*contents, *length)]
+    return reduce(intersection, dfas)
+
+
+def _contents(schema: Schema, path: str) -> tuple[Node, ...]:
     """Trees that the text between the quotes must match, each of them."""
-    found = []
+    found: list[Node] = []
     if "format" in schema:
         name = schema["format"]
         if name not in FORMATS:
@@ -107,7 +115,7 @@ def _contents(schema: Schema, path: str) -> list[Node]:
             found.append(search(parse(pattern, "json"), pattern, ANY_TEXT))
         except ConfigError as error:
             raise ConfigError(f"{path}/pattern: {error}") from error
-    return found
+    return tuple(found)
 
 
 def _counted(compiler: Compiler, least: int, most: int | None) -> int:
@@ -117,7 +125,7 @@ def _counted(compiler: Compiler, least: int, most: int | None) -> int:
     character, quote = compiler.terminal(Chars(EVERY)), compiler.terminal(_QUOTE)
     start, at = grammar.node(), grammar.node()
     grammar.call(start, quote, at)
-    last = least if most is None else min(most, LONGEST_STRING)
+    last = least if most is None else most
     for number in range(last):
         after = grammar.node()
         grammar.call(at, character, after)
@@ -146,10 +154,13 @@ def object_(compiler: Compiler, schema: Schema, path: str) -> int:
     for number, name in enumerate(names):
         machine = compiler.value(properties[name], f"{path}/properties/{name}")
         grammar.call(then[number], machine, at[number + 1])
+    keys = [literal(spell(name, path)) for name in names]
+    later = [compiler.terminal(_head(gap, _comma(gap), key)) for key in keys]
     for node, first, lead in turns:
         for number in _reachable(names, required, first):
-            key = literal(spell(names[number], path))
-            grammar.call(node, compiler.terminal(_head(gap, lead, key)), then[number])
+            begins = node == fresh
+            head = compiler.terminal(_head(gap, lead, keys[number])) if begins else later[number]
+            grammar.call(node, head, then[number])
     ready = [turn for turn in turns if not required & set(names[turn[1] :])]
     extra = schema.get("additionalProperties", "properties" not in schema)
     _endings(compiler, [(node, lead) for node, _, lead in ready], names, extra, path)
