@@ -19,8 +19,8 @@ from mlx_companion.blt.text_patches import TextPatches
 from mlx_companion.blt.visible import Kind, Shown, visible_characters
 
 # Both have black on them, so that they read the same on a dark and on a light terminal.
-PATCH_STYLES = ("black on cyan", "black on yellow")
-_KIND_STYLES: dict[Kind, str] = {"plain": "", "mark": "dim", "byte": "italic"}
+PATCH_STYLES = ("black on bright_cyan", "black on bright_yellow")
+_KIND_STYLES: dict[Kind, str] = {"plain": "", "mark": "bold", "byte": "italic"}
 
 
 def has_colors(console: Console) -> bool:

@@ -84,7 +84,7 @@ def test_colors_take_turns_and_lines_break() -> None:
     assert text.plain == "one↵\ntwo"
     styles = [(text.plain[span.start : span.end], str(span.style)) for span in text.spans]
     first, second = PATCH_STYLES
-    assert styles == [("on", first), ("e", second), ("↵\n", f"dim {second}"), ("two", first)]
+    assert styles == [("on", first), ("e", second), ("↵\n", f"bold {second}"), ("two", first)]
 
 
 def test_a_console_decides_about_colors(monkeypatch: pytest.MonkeyPatch) -> None:
