@@ -3,13 +3,13 @@
     cache = make_cache(model)                # empty; `stepping.prefill` and `advance` fill it
     other = cache.copy()                     # two continuations of one prompt
     cache.trim(3)                            # as if the last three bytes had not been
-    cache.save("prompt.safetensors", model)
+    save_cache(cache, "prompt.safetensors", model)       # see `cache_file`
     cache = load_cache("prompt.safetensors", model)
 
 Of local layers (byte encoder, byte decoder, entropy model) the positions of their window are kept,
-of the latent transformer one position per closed patch. Of patches themselves there is the open one
-of each row, as the encoder's states of its bytes, and what the decoder reads of the last closed one:
-no byte reads an older one. A flat model has only its layers.
+of the latent transformer one position per closed patch. Of patches themselves there is the open
+one of each row, as the encoder's states of its bytes, and what the decoder reads of the last closed
+one: no byte reads an older one. A flat model has only its layers.
 
 Up to `margin` bytes can be taken back: what changed with each of them is noted (references, not
 copies), and rings of keys are that much larger than their window.

@@ -33,7 +33,9 @@ class Parts:
     """
 
     def __init__(self, model: ByteModel) -> None:
-        self.model, self.key = model, _key(model)
+        # Either kind: each of the functions belongs to one.
+        self.model: Any = model
+        self.key = _key(model)
         if isinstance(model, ByteLM):
             self.flat = _compiled(self._flat, [model.model])
             return
@@ -89,7 +91,7 @@ class Parts:
         return forward_new(parts.local_encoder.layers, e, kept, view)
 
     def _pool(self, states: mx.array, bias: mx.array) -> mx.array:
-        """States of patches' bytes (R, m, D), those that count by bias (R, 1, k, m) -> (R, 1, kD)."""
+        """Bytes of patches (R, m, D), those that count by bias (R, 1, k, m) -> (R, 1, kD)."""
         encoder = self.model.model.local_encoder
         counts = bias[:, 0, 0, :, None] > MASKED / 2
         pooled = mx.where(counts, states, _LOWEST).max(axis=1, keepdims=True)
@@ -136,7 +138,9 @@ class Parts:
             own = [(k[rows], v[rows]) for k, v in kept]
             new, own = self._latents(vectors, own, view)
             new = [(k[back], v[back]) for k, v in new]
-            kept = [_put_back(a, b, view.slots, back, slots) for a, b in zip(kept, own, strict=True)]
+            kept = [
+                _put_back(a, b, view.slots, back, slots) for a, b in zip(kept, own, strict=True)
+            ]
         if keep is None:
             return new, kept
         stay = keep.reshape(-1, 1, 1, 1, 1)

@@ -130,7 +130,9 @@ def _open(
     patches.states = []
     if longest:
         index = np.clip(counts[:, None] - longest + np.arange(longest), 0, None)
-        patches.states = [mx.take_along_axis(h, mx.array(index.astype(np.int32))[..., None], axis=1)]
+        patches.states = [
+            mx.take_along_axis(h, mx.array(index.astype(np.int32))[..., None], axis=1)
+        ]
 
 
 def _flat(model: FlatTransformer, ids: mx.array, stack: RollingKV, counts: np.ndarray) -> mx.array:

@@ -21,6 +21,7 @@ import numpy as np
 
 from mlx_companion.blt.byte_lm import ByteLM
 from mlx_companion.blt.cache import ByteModel, Cache, Patches
+from mlx_companion.blt.drawing import writable
 from mlx_companion.blt.fused import MASKED
 from mlx_companion.blt.model import BltModel
 from mlx_companion.blt.parts import Parts, join_close
@@ -47,8 +48,9 @@ def advance(model: ByteModel, cache: Cache, ids: Any) -> mx.array:
         GenerationError: not one id per row, or (where ids are computed) one outside the vocabulary.
     """
     ids = _ids(model, cache, ids, (cache.rows,))
-    step = advance_patched if cache.patches is not None else _advance_flat
-    return step(model, cache, ids)
+    if isinstance(model, BltModel):
+        return _advance_patched(model, cache, ids)
+    return _advance_flat(model, cache, ids)
 
 
 def extend(model: ByteModel, cache: Cache, ids: Any) -> mx.array:
@@ -69,10 +71,13 @@ def extend(model: ByteModel, cache: Cache, ids: Any) -> mx.array:
     length = ids.shape[1]
     if cache.rows > 1 or length == 1:
         return mx.stack([advance(model, cache, ids[:, at]) for at in range(length)], axis=1)
-    step = _extend_patched if cache.patches is not None else _extend_flat
     pieces = []
     for at in range(0, length, cache.margin):
-        pieces.append(step(model, cache, ids[:, at : at + cache.margin]))
+        some = ids[:, at : at + cache.margin]
+        if isinstance(model, BltModel):
+            pieces.append(_extend_patched(model, cache, some))
+        else:
+            pieces.append(_extend_flat(model, cache, some))
         mx.eval(pieces[-1])
     return pieces[0] if len(pieces) == 1 else mx.concatenate(pieces, axis=1)
 
@@ -106,10 +111,7 @@ def _extend_flat(model: ByteLM, cache: Cache, ids: mx.array) -> mx.array:
 # --- byte latent transformers --------------------------------------------------------------------
 
 
-def advance_patched(
-    model: BltModel, cache: Cache, ids: mx.array, state: mx.array | None = None
-) -> mx.array:
-    """`advance` of a byte latent transformer: (B,) -> (B, V)."""
+def _advance_patched(model: BltModel, cache: Cache, ids: mx.array) -> mx.array:
     parts, patches = Parts.of(model), _patches(cache)
     views = _views(cache, ("entropy", "encoder", "decoder"), 1)
     column = ids[:, None]
@@ -202,6 +204,39 @@ def _extend_patched(model: BltModel, cache: Cache, ids: mx.array) -> mx.array:
     return take_in(model, cache, ids, h, entropies)
 
 
+def draft(model: BltModel, cache: Cache, length: int) -> tuple[mx.array, mx.array]:
+    """The most likely next bytes by the byte encoder and decoder alone, on the last closed patch.
+
+    Args:
+        model: the model.
+        cache: of one row, not empty. What its bytes are stays as it is, so that `take_in` can add
+            those bytes.
+        length: L, at most the cache's margin.
+
+    Returns:
+        The bytes (1, L), the first of them what the whole model says, and the encoder's states of
+        them (1, L, D); not computed yet.
+    """
+    parts, patches = Parts.of(model), _patches(cache)
+    allowed = mx.array(writable(model.config.vocabulary))
+    encoder, decoder = cache.stacks["encoder"], cache.stacks["decoder"]
+    recent, positions, logits = cache.recent, cache.positions, cache.logits
+    assert logits is not None
+    ids, states = [], []
+    for at in range(length):
+        best = mx.where(allowed, logits, -mx.inf).argmax(axis=-1, keepdims=True)
+        ids.append(best.astype(mx.int32))
+        views = _views(cache, ("encoder", "decoder"), 1, positions + at)
+        h, encoder.layers = parts.encode(recent, ids[-1], encoder.layers, views["encoder"])
+        states.append(h)
+        recent = mx.concatenate([recent[:, 1:], ids[-1]], axis=1)
+        if at < length - 1:
+            logits, decoder.layers = parts.decode(
+                h, patches.memory, decoder.layers, views["decoder"]
+            )
+    return mx.concatenate(ids, axis=1), mx.concatenate(states, axis=1)
+
+
 def entropies_ahead(model: BltModel, cache: Cache, ids: mx.array) -> mx.array | None:
     """The entropies (1, L) of L new bytes (1, L); None where patches do not need them."""
     return _entropies(Parts.of(model), cache, ids, _views(cache, ("entropy",), ids.shape[1]))
@@ -292,19 +327,22 @@ def _entropies(
     return entropies
 
 
-def _views(cache: Cache, names: tuple[str, ...], count: int) -> dict[str, View]:
+def _views(
+    cache: Cache, names: tuple[str, ...], count: int, positions: np.ndarray | None = None
+) -> dict[str, View]:
     """Views of the next `count` bytes; stacks that see the same share one."""
+    positions = cache.positions if positions is None else positions
     views: dict[str, View] = {}
     known: dict[Any, View] = {}
     for name in names:
         stack = cache.stacks.get(name)
         if stack is None:
             continue
-        stack.reserve(cache.positions, count)
+        stack.reserve(positions, count)
         block = stack.block
         same = (stack.slots, block.window, block.head_width, block.rope_theta)
         if same not in known:
-            known[same] = stack.view(cache.positions, count)
+            known[same] = stack.view(positions, count)
         views[name] = known[same]
     return views
 
