@@ -115,9 +115,7 @@ def batch_patching(model: BltModel, batch: PackedBatch) -> Patching:
     if ENTROPIES not in batch.extra:
         return model.patching(batch.ids, batch.documents, batch.lengths)
     rule = model.config.patching
-    return make_patching(
-        batch.ids, rule, batch.extra[ENTROPIES], batch.documents, batch.lengths
-    )
+    return make_patching(batch.ids, rule, batch.extra[ENTROPIES], batch.documents, batch.lengths)
 
 
 def training_flops(model: ByteLM | BltModel) -> Callable[[PackedBatch], float]:
@@ -192,9 +190,7 @@ def _text_entropies(model: ByteLM | BltModel, text: FlatText) -> np.ndarray:
     return found
 
 
-def _run_hash(
-    model: ByteLM | BltModel, text: FlatText, config: TrainConfig, given: bool
-) -> str:
+def _run_hash(model: ByteLM | BltModel, text: FlatText, config: TrainConfig, given: bool) -> str:
     parts = [config_hash(model.config), text.sha256, config_hash(config), str(given)]
     if isinstance(model, BltModel) and "patcher" in model.model:
         parts.append(weights_sha256(model.model.patcher))

@@ -25,8 +25,9 @@ class TrainConfig:
         max_rows: most rows in a micro-batch; None for no limit.
         accumulate: micro-batches per optimizer step; their gradients weigh by target tokens.
         max_tokens: longest row, in tokens.
-        optimizer: "adamw" for everything, or "muon" for hidden matrices and AdamW for embeddings,
-            tables, output heads and vectors; see `training.optimizers`.
+        optimizer: "adamw" for everything, or "muon" for hidden matrices, with AdamW for embeddings,
+            output heads and vectors, and row-wise RMSProp for hash tables; see
+            `training.optimizers`.
         lr: highest learning rate.
         lr_ratios: learning rates of some parameters as shares of `lr`: glob patterns of their
             names, of which the first that matches counts.
