@@ -101,8 +101,8 @@ def generate(
         Path | None, option("FILE", "What is made is JSON of this schema.")
     ] = None,
     speculate: Annotated[
-        bool, flag("--speculate", "Draft bytes ahead; the text is the same.")
-    ] = False,
+        int | None, option("N", "Draft N bytes at a time: faster, and the same text.")
+    ] = None,
 ) -> None:
     """Continue a text byte by byte."""
     from mlx_companion.blt.generation import stream_generate
@@ -116,7 +116,7 @@ def generate(
         text,
         sampling=sampling,
         constraint=constraint,
-        **given(max_bytes=max_bytes, seed=seed, stop=stop, speculate=speculate or None),
+        **given(max_bytes=max_bytes, seed=seed, stop=stop, speculate=speculate),
     )
     for piece in pieces:
         print(piece, end="", flush=True)

@@ -2,6 +2,8 @@
 
     model = blt.load("path-or-hub-id")
     blt.patches(model, "Gestern im Café…")          # boundaries, entropies
+    for piece in blt.stream_generate(model, "Once", max_bytes=400):
+        print(piece, end="")
     blt.bits_per_byte(model, "book.txt")
     logits = model(ids)                             # ids int32 (B, N), BOS first -> (B, N, 260)
 
@@ -14,6 +16,7 @@ hashing, hash_table the n-grams of bytes that the encoder looks up
 encoder, latent, decoder, model    the three transformers, and all of them together
 byte_lm             the flat model: entropy model and baseline
 load, save          weights in three layouts
+generation          text, one byte at a time: `cache`, `prefill`, `stepping`, `speculation`
 evaluate, noise     bits per byte, of a text and of one with typing errors; `flops` is the cost
 render, entropy_plot    patches to look at
 constraints         text that has to match a pattern or a schema
@@ -31,6 +34,12 @@ from mlx_companion.blt.config import (
 from mlx_companion.blt.entropy_plot import save_plot
 from mlx_companion.blt.evaluate import Evaluation, bits_per_byte, evaluate, nats_of_ids
 from mlx_companion.blt.flops import FlopsPerByte, inference_flops
+from mlx_companion.blt.generation import (
+    ByteReply,
+    batch_generate,
+    generate,
+    stream_generate,
+)
 from mlx_companion.blt.load import load
 from mlx_companion.blt.model import BltModel
 from mlx_companion.blt.noise import NoiseResult, corrupt, robustness
@@ -49,6 +58,7 @@ __all__ = [
     "BltModel",
     "ByteLM",
     "ByteLMConfig",
+    "ByteReply",
     "Evaluation",
     "FlopsPerByte",
     "HashConfig",
@@ -57,6 +67,7 @@ __all__ = [
     "PatchStatistics",
     "Patching",
     "TextPatches",
+    "batch_generate",
     "bits_per_byte",
     "blt_preset",
     "calibrate_threshold",
@@ -67,6 +78,7 @@ __all__ = [
     "evaluate",
     "export_hf",
     "flat_preset",
+    "generate",
     "inference_flops",
     "load",
     "make_patching",
@@ -76,4 +88,5 @@ __all__ = [
     "robustness",
     "save",
     "save_plot",
+    "stream_generate",
 ]

@@ -57,7 +57,7 @@ def test_everything_else_stays(model: BltModel, tmp_path: Path) -> None:
     again = load(tmp_path / "packed", dequantize=False)
     assert quantization_of(again) == quantization_of(packed) != {}
     before = replace(packed.config, patching=PatchConfig())
-    assert replace(again.config, patching=PatchConfig()) == before  # type: ignore[type-var]
+    assert replace(again.config, patching=PatchConfig()) == before  # type: ignore[arg-type]
 
 
 def test_only_the_beginnings_are_read(folder: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from collections.abc import Callable
@@ -9,12 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
+import cli_reference
 import mlx.core as mx
 import pytest
+import typer
 from typer.testing import Result
 
 from mlx_companion import blt
 from mlx_companion.blt.evaluate import Evaluation
+from mlx_companion.cli import app
 from mlx_companion.loop.switch import stop_file
 
 Run = Callable[..., Result]
@@ -115,6 +119,37 @@ def test_patch_saves_a_plot(run: Run, folder: Path, tmp_path: Path) -> None:
     assert letters == list("Brot")
 
 
+def test_generate_streams(run: Run, flat: Path, folder: Path) -> None:
+    for model in (flat, folder):
+        words = ("blt", "generate", "Café", "--model", model, "--max-bytes", "12")
+        reply = blt.generate(blt.load(model), "Café", max_bytes=12)
+        assert done(run(*words)) == reply.text + "\n"
+        if model == folder:
+            assert done(run(*words, "--speculate", "4")) == reply.text + "\n"
+        again = (*words, "--temperature", "1", "--top-k", "50", "--seed", "4")
+        assert done(run(*again)) == done(run(*again)) != done(run(*words))
+        result = run("blt", "generate", "-", *words[3:], input="Café".encode())
+        assert done(result) == reply.text + "\n"
+        last = reply.text[-1]
+        stopped = done(run(*words, "--stop", last))
+        assert stopped == reply.text[: reply.text.index(last)] + "\n"
+
+
+def test_generate_within_a_form(run: Run, folder: Path, tmp_path: Path) -> None:
+    words = ("blt", "generate", "x", "--model", folder, "--max-bytes", "20")
+    assert re.fullmatch(r"[ab]{3,9}\n", done(run(*words, "--regex", "[ab]{3,9}")))
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "integer", "minimum": 10, "maximum": 99}')
+    assert 10 <= json.loads(done(run(*words, "--json-schema", schema))) <= 99
+
+
+def test_defaults_that_help_texts_mention_are_true() -> None:
+    verbs = dict(cli_reference.commands(typer.main.get_command(app), ()))
+    helps = {p.name: p.help for p in verbs["blt", "generate"].params}
+    most = inspect.signature(blt.stream_generate).parameters["max_bytes"].default
+    assert f"({most})" in helps["max_bytes"]
+
+
 def test_calibrate_and_save(run: Run, folder: Path, book: Path, tmp_path: Path) -> None:
     words = ("blt", "calibrate", "--text", book, "--model", folder, "--target", "3")
     found = json.loads(done(run(*words, "--save", tmp_path / "mine", "--json")))
@@ -189,6 +224,11 @@ def test_training_honours_the_kill_switch(run: Run, book: Path, tmp_path: Path) 
         (["train", "--text", "BOOK", "--out", "NEW", "--preset", "huge"], 2, "preset"),
         (["train", "--text", "BOOK", "--out", "NEW", "--entropy", "MODEL"], 2, "no entropy model"),
         (["train", "--text", "nowhere.txt", "--out", "NEW"], 1, "nowhere.txt"),
+        (["generate", "a", "--model", "MODEL", "--max-bytes", "999"], 1, "trained on texts of 64"),
+        (["generate", "a", "--model", "FLAT", "--max-bytes", "9", "--speculate", "4"], 1, "flat"),
+        (["generate", "a", "--model", "MODEL", "--regex", "("], 2, "("),
+        (["generate", "a", "--model", "MODEL", "--json-schema", "BOOK"], 2, "is no JSON"),
+        (["generate", "a", "--model", "MODEL", "--json-schema", "none"], 2, "none cannot be read"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -211,7 +251,15 @@ def test_an_error_is_one_line_that_says_what_to_do(
 
 
 @pytest.mark.parametrize(
-    "words", [["patch"], ["patch", "a", "--text", "b"], ["eval"], ["calibrate", "--text", "a"]]
+    "words",
+    [
+        ["patch"],
+        ["patch", "a", "--text", "b"],
+        ["eval"],
+        ["calibrate", "--text", "a"],
+        ["generate", "a", "--regex", "a", "--json-schema", "b"],
+    ],
+    ids=" ".join,
 )
 def test_a_wrong_command_line_ends_with_2(words: list[str], run: Run) -> None:
     result = run("blt", *words)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import pytest
@@ -60,7 +61,7 @@ def weights(folder: Path) -> dict[str, mx.array]:
 def test_an_interrupted_run_ends_as_one_that_was_not(
     book: Path, entropy_model: ByteLM, tmp_path: Path
 ) -> None:
-    given = {"entropy_model": entropy_model, "valid": book}
+    given: dict[str, Any] = {"entropy_model": entropy_model, "valid": book}
     whole, summary = train_from_files(book, tmp_path / "a", CONFIG, **given)
     assert summary.steps == 4
     switch = StopSwitch(tmp_path / "STOP")
