@@ -45,12 +45,12 @@ class Sight:
         # Blocks only pay when they leave something out.
         blocked = self.window is not None and length > self.window + block
         self.reach = -(-(self.window - 1) // block) if blocked and self.window else 0
-        self._bias = self._banded_bias() if blocked else None
-        self._dense: dict[int, mx.array] = {}
+        self._bias = self._banded_bias() if blocked else self._sliding_bias()
+        self._blocked = blocked
 
     def attend(self, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
         """Attention: q (B, H, L, W), k and v (B, K, L, W) -> (B, H, L, W)."""
-        if self._bias is not None:
+        if self._blocked:
             return self._banded(q, k, v, self._bias)
         step = self._step
         parts = [
@@ -64,17 +64,25 @@ class Sight:
         ]
         return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=2)
 
+    def _sliding_bias(self) -> mx.array:
+        """(c, L + c): what c queries see of L keys before them and of their own c.
+
+        The bias of every block is a part of it, so that its size grows linearly with L.
+        """
+        own = np.arange(min(self._step, self.length))
+        distance = own[:, None] + self.length - np.arange(self.length + len(own))[None]
+        return mx.where(mx.array(_in_sight(distance, self.window)), 0.0, MASKED)
+
     def _dense_bias(self, start: int) -> mx.array:
         """Bias of the queries from `start` on, one block of them: (l, s) or (B, 1, l, s)."""
-        if start not in self._dense:
-            stop = min(start + self._step, self.length)
-            distance = np.arange(start, stop)[:, None] - np.arange(stop)[None]
-            seen = mx.array(_in_sight(distance, self.window))
-            if self.documents is not None:
-                own, other = self.documents[:, start:stop, None], self.documents[:, None, :stop]
-                seen = (seen & (own == other))[:, None]
-            self._dense[start] = mx.where(seen, 0.0, MASKED)
-        return self._dense[start]
+        stop = min(start + self._step, self.length)
+        first = self.length - start
+        bias = self._bias[: stop - start, first : first + stop]
+        if self.documents is None:
+            return bias
+        # Not kept: over all blocks these would be a full mask.
+        same = self.documents[:, start:stop, None] == self.documents[:, None, :stop]
+        return mx.where(same[:, None], bias, MASKED)
 
     def _banded_bias(self) -> mx.array:
         """(nb, 1, c, s) without documents, else (nb * B, 1, c, s); c queries, s keys per block."""
@@ -100,7 +108,9 @@ class Sight:
             blocks = [x.reshape(len(x), -1, *x.shape[3:]) for x in blocks]
         else:
             blocks = [x.reshape(-1, *x.shape[2:]) for x in blocks]
-        out = attend(blocks[0], blocks[1], blocks[2], bias, keep=True).reshape(-1, B, H, self.block, W)
+        out = attend(blocks[0], blocks[1], blocks[2], bias, keep=True).reshape(
+            -1, B, H, self.block, W
+        )
         return out.transpose(1, 2, 0, 3, 4).reshape(B, H, -1, W)[:, :, :L]
 
     def _blocks(self, x: mx.array, reach: int) -> mx.array:
