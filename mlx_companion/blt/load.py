@@ -168,6 +168,10 @@ def _read(folder: Path) -> _Stored:
     reader = {"ours": _read_ours, "hf": _read_hf, "meta": _read_meta}[layout]
     try:
         return reader(folder, tree)
+    except WeightsError as error:
+        if str(folder) in str(error):
+            raise
+        raise WeightsError(f"{folder} cannot be loaded: {error}") from error
     except ConfigError as error:
         raise WeightsError(f"the configuration in {folder} cannot be used: {error}") from error
     except (TypeError, ValueError, AttributeError) as error:

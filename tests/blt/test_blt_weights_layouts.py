@@ -31,7 +31,9 @@ def case() -> Case:
 def refusal(folder: Path) -> str:
     with pytest.raises(WeightsError) as caught:
         load(folder)
-    return str(caught.value)
+    assert str(folder) in str(caught.value)
+    # The folder's name holds words of the test's.
+    return str(caught.value).replace(str(folder), "")
 
 
 def same_parameters(one: Any, other: Any) -> None:
@@ -264,7 +266,6 @@ class TestWhatDoesNotFit:
             f"1 missing ({missing})",
             "1 unexpected (model.extra)",
             f"1 wrongly shaped ({odd} ",
-            str(tmp_path),
         ):
             assert part in message
 

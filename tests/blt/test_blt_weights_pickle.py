@@ -21,7 +21,7 @@ from blt_checkpoints import (
     write_archive,
     write_pth,
 )
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_companion.blt.torch_file import load_pth
@@ -40,7 +40,8 @@ def problem(path: Path) -> str:
     with pytest.raises(WeightsError) as caught:
         load_pth(path)
     assert str(path) in str(caught.value)
-    return str(caught.value)
+    # The folder's name holds words of the test's.
+    return str(caught.value).replace(str(path), "")
 
 
 class TestWhatTorchWrote:
@@ -207,6 +208,7 @@ class TestMalice:
             tensor_code("0", "float32", 4, (4,), offset=1),
             tensor_code("0", "float32", 4, (2, 2), (3, 1)),
             tensor_code("0", "float32", 4, (2, 2), (2, 2)),
+            tensor_code("0", "float32", 4, (2, 4), (0, 1)),
             tensor_code("0", "float32", 4, (2**40,), (0,)),
             tensor_code("0", "float32", 4, (0, 2**62)),
             tensor_code("0", "float32", 4, (2**62, 2**62, 2**62)),
@@ -248,9 +250,9 @@ class TestMalice:
     @pytest.mark.parametrize(
         "code",
         [
-            b"(" * 200_000,
-            b"]" * 200_000 + b"a" * 199_999,
-            b")" + b"\x85" * 200_000,
+            b"(" * 20_000,
+            b"]" * 20_000 + b"a" * 19_999,
+            b")" + b"\x85" * 20_000,
             b")" + b"2\x86" * 60,
             b")" + b"q\x00h\x00h\x00\x86" * 100,
             b"}" + b")" + b"q\x00h\x00\x86" * 60 + b"Ns",
@@ -270,11 +272,12 @@ class TestMalice:
     )
     def test_nonsense_ends_quickly(self, tmp_path: Path, code: bytes) -> None:
         path = write_archive(tmp_path / "x.pth", b"\x80\x02" + code + b".", {})
-        start = time.perf_counter()
+        start = time.process_time()
         problem(path)
-        assert time.perf_counter() - start < 10
+        assert time.process_time() - start < 10
 
 
+@settings(deadline=None, max_examples=50)
 @given(at=st.integers(0, 10_000), value=st.integers(0, 255), cut=st.booleans())
 def test_a_damaged_pickle_is_read_or_refused(at: int, value: int, cut: bool) -> None:
     """Any byte of a real data.pkl changed, or the rest missing."""
