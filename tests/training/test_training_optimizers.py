@@ -17,6 +17,7 @@ from mlx_companion.training import TrainConfig
 from mlx_companion.training.optimizers import (
     GroupedOptimizer,
     Muon,
+    RowwiseRMS,
     optimizer_for,
     parameter_groups,
     use_streams,
@@ -112,6 +113,40 @@ def test_which_parameters_go_to_muon() -> None:
     }
     plain = parameter_groups(TrainConfig(), model)
     assert {group.rule for group in plain.values()} == {"adamw"}
+
+
+class Table(nn.Module):
+    """A hash table and a matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder_hash_tok_embedding = nn.Embedding(5, 3)
+        self.layer = nn.Linear(3, 3, bias=False)
+
+
+def test_hash_tables_have_one_moment_per_row() -> None:
+    model = Table()
+    config = TrainConfig(optimizer="muon", betas=(0.9, 0.8), weight_decay=0.5)
+    optimizer = optimizer_for(config, model)
+    assert isinstance(optimizer, GroupedOptimizer)
+    expected = np.array(model.encoder_hash_tok_embedding.weight, dtype=np.float64)
+    moments = np.zeros((5, 1))
+    for step, lr in enumerate([0.1, 0.2, 0.05], start=1):
+        slopes = gradients(model, step)
+        # Row 4 never has a gradient, row 3 only in the first step.
+        rows = mx.array([1.0, 1.0, 1.0, float(step == 1), 0.0])[:, None]
+        name = "encoder_hash_tok_embedding"
+        slopes[name]["weight"] = slopes[name]["weight"] * rows
+        slope = np.array(slopes[name]["weight"], dtype=np.float64)
+        optimizer.learning_rate = lr
+        optimizer.update(model, slopes)
+        moments = 0.8 * moments + 0.2 * (slope**2).mean(axis=1, keepdims=True)
+        size = np.sqrt(np.maximum(moments / (1 - 0.8**step), 1e-20))
+        expected = expected * (1 - lr * 0.5) - lr * slope / size
+        found = np.array(model.encoder_hash_tok_embedding.weight)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    (rule,) = [o for o in optimizer.optimizers if isinstance(o, RowwiseRMS)]
+    assert rule.state["encoder_hash_tok_embedding"]["weight"]["v"].shape == (5, 1)
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
