@@ -15,50 +15,33 @@ import numpy as np
 
 from mlx_companion.blt import (
     BlockConfig,
-    BltConfig,
     BltModel,
     ByteLM,
     ByteLMConfig,
-    HashConfig,
     PatchConfig,
+    blt_preset,
     calibrate_threshold,
+    entropy_preset,
+    flat_preset,
     load,
     save,
 )
 from mlx_companion.runtime.seeds import seed_everything
 from mlx_companion.text.documents import FlatText, flatten, read_documents
 from mlx_companion.training.byte_models import text_entropies, train_byte_model
+from mlx_companion.training.byte_runs import byte_settings
 from mlx_companion.training.callbacks import Callback, MetricsLog
-from mlx_companion.training.config import TrainConfig
 
 MODELS = ("flat", "token", "blt-space", "blt-entropy")
-CONTEXT = 1024  # bytes per row
+CONTEXT = 1024  # bytes per row, of the small presets
 VOCABULARY = 4096
 TOKEN_CONTEXT = 256  # tokens per row, of about 4 bytes
 PATCH_BYTES = 6.0
 # The entropy model's training counts as training of the model that it serves.
 ENTROPY_FLOPS = 1e13
 
-ENTROPY = BlockConfig(64, 2, 2, 96, window=64, rope_theta=1e4)
-FLAT = BlockConfig(160, 6, 2, 448, window=256, rope_theta=1e4)
 TOKEN = BlockConfig(256, 4, 4, 640, rope_theta=1e4)
-LOCAL = BlockConfig(96, 1, 2, 64, window=32, rope_theta=1e4)
-LATENT = BlockConfig(192, 4, 3, 512, rope_theta=1e4)
-HASH = HashConfig((3, 4, 5, 6, 7, 8), 1, 16384)
-
-SETTINGS = TrainConfig(
-    optimizer="muon",
-    lr=0.01,
-    lr_ratios={"*hash_tok_embedding*": 1.0},
-    betas=(0.9, 0.99),
-    weight_decay=0.0,
-    schedule="trapezoid",
-    decay_ratio=0.4,
-    final_lr_ratio=0.02,
-    warmup_steps=50,
-    save_every=200,
-    keep_best=False,
-)
+SETTINGS = byte_settings()
 BATCH_BYTES = 8192
 
 
@@ -117,15 +100,13 @@ def train(name: str, place: Workplace, flops: float, watch: Callback, batch_byte
 def build(name: str, place: Workplace) -> BltModel | ByteLM:
     """A model with the weights that its training starts from."""
     if name == "flat":
-        return ByteLM(ByteLMConfig(FLAT, context=CONTEXT))
+        return ByteLM(flat_preset("small"))
     if name == "token":
         return ByteLM(ByteLMConfig(TOKEN, vocabulary=VOCABULARY, context=TOKEN_CONTEXT))
-    decoder = replace(LOCAL, ffn=256)
     if name == "blt-space":
-        rule = PatchConfig("space")
-        return BltModel(BltConfig(LOCAL, LATENT, decoder, None, 2, HASH, rule, context=CONTEXT))
+        return BltModel(blt_preset("small", PatchConfig("space")))
     rule = PatchConfig("entropy", threshold=threshold(place))
-    model = BltModel(BltConfig(LOCAL, LATENT, decoder, ENTROPY, 2, HASH, rule, context=CONTEXT))
+    model = BltModel(blt_preset("small", rule))
     entropy_model = load(place.out / "entropy" / "model")
     model.model.patcher.update(entropy_model.model.parameters())
     model.model.patcher.freeze()
@@ -140,7 +121,7 @@ def train_entropy_model(place: Workplace, watch: Callback) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     seed_everything(SETTINGS.seed)
     settings = replace(SETTINGS, lr=0.015, max_flops=ENTROPY_FLOPS, batch_tokens=4096)
-    model = ByteLM(ByteLMConfig(ENTROPY, context=CONTEXT))
+    model = ByteLM(entropy_preset("small"))
     log = MetricsLog(folder / "metrics.jsonl")
     text = flatten(place.training())
     train_byte_model(model, text, settings, folder, callbacks=[log, watch])

@@ -4,7 +4,8 @@
     ByteLM(flat_preset("small"))          # a flat model of about the same training cost per byte
     ByteLM(entropy_preset("small"))       # the model that places the boundaries of the first
 
-"tiny" is for tests and first tries, "small" for an hour on a CPU, "base" for a GPU. Local layers
+"tiny" is for tests and first tries, "small" for an hour on a CPU (the shapes that
+`benchmarks/blt_bpb.py` compares), "base" for a GPU. Local layers
 are narrow and see a window, and most of the work is left to the latent transformer, which runs once
 per patch; the tables of hash n-grams cost memory and no time.
 """
@@ -27,30 +28,33 @@ PRESETS: tuple[Preset, ...] = get_args(Preset)
 
 _ENTROPY = {
     "tiny": BlockConfig(32, 1, 2, 64, window=32, rope_theta=10000.0),
-    "small": BlockConfig(64, 2, 2, 176, window=128, rope_theta=10000.0),
+    "small": BlockConfig(64, 2, 2, 96, window=64, rope_theta=10000.0),
     "base": BlockConfig(256, 4, 4, 704, window=512, rope_theta=10000.0),
 }
 _FLAT = {
     "tiny": BlockConfig(48, 2, 2, 96, window=64),
-    "small": BlockConfig(192, 5, 6, 512, window=256),
+    "small": BlockConfig(160, 6, 2, 448, window=256, rope_theta=10000.0),
     "base": BlockConfig(768, 12, 12, 2048, window=512),
 }
 _LOCAL = {
     "tiny": (BlockConfig(32, 1, 2, 64, window=32), BlockConfig(32, 1, 2, 64, window=32)),
-    "small": (BlockConfig(128, 1, 4, 352, window=128), BlockConfig(128, 2, 4, 352, window=128)),
+    "small": (
+        BlockConfig(96, 1, 2, 64, window=32, rope_theta=10000.0),
+        BlockConfig(96, 1, 2, 256, window=32, rope_theta=10000.0),
+    ),
     "base": (BlockConfig(512, 1, 8, 1408, window=512), BlockConfig(512, 6, 8, 1408, window=512)),
 }
 _LATENT = {
     "tiny": BlockConfig(64, 1, 2, 128),
-    "small": BlockConfig(384, 5, 6, 1024),
+    "small": BlockConfig(192, 4, 3, 512, rope_theta=10000.0),
     "base": BlockConfig(1024, 16, 16, 2816),
 }
 _HASH = {
     "tiny": HashConfig((3, 4), 1, 509),
-    "small": HashConfig(vocabulary=20011),
+    "small": HashConfig(vocabulary=16384),
     "base": HashConfig(vocabulary=200003),
 }
-_CONTEXT = {"tiny": 128, "small": 512, "base": 4096}
+_CONTEXT = {"tiny": 128, "small": 1024, "base": 4096}
 
 
 def blt_preset(name: Preset, patching: PatchConfig | None = None) -> BltConfig:
