@@ -44,7 +44,10 @@ def host_kind() -> str:
 
 
 def in_fresh_process(
-    script: str | Path, arguments: Sequence[str], env: Mapping[str, str] | None = None
+    script: str | Path,
+    arguments: Sequence[str],
+    env: Mapping[str, str] | None = None,
+    python: str = sys.executable,
 ) -> dict[str, Any]:
     """Run a Python script and parse the JSON on its last line; its peak memory is its own.
 
@@ -52,12 +55,13 @@ def in_fresh_process(
         script: what to run.
         arguments: its command line.
         env: variables on top of this process's.
+        python: the interpreter, where a peer lives in an environment of its own.
 
     Raises:
         RuntimeError: the script failed; the message holds the end of its errors.
     """
     done = subprocess.run(
-        [sys.executable, str(script), *arguments],
+        [python, str(script), *arguments],
         capture_output=True,
         text=True,
         cwd=ROOT,
