@@ -11,7 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_companion.blt.attention import Sight
-from mlx_companion.blt.config import BltConfig, BlockConfig
+from mlx_companion.blt.config import BlockConfig, BltConfig
 from mlx_companion.blt.layers import Block
 from mlx_companion.blt.segments import attend_source, attend_within, pool_max
 

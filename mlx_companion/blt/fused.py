@@ -44,9 +44,7 @@ def exp(x: mx.array) -> mx.array:
     return mx.exp(x)
 
 
-def attend(
-    q: mx.array, k: mx.array, v: mx.array, bias: mx.array, keep: bool = False
-) -> mx.array:
+def attend(q: mx.array, k: mx.array, v: mx.array, bias: mx.array, keep: bool = False) -> mx.array:
     """softmax(q k^T / sqrt(width) + bias) v.
 
     Args:
@@ -157,7 +155,7 @@ def _attend(q: mx.array, k: mx.array, v: mx.array, bias: mx.array) -> mx.array:
 
 @_attend.vjp
 def _attend_vjp(primals: Any, cotangent: mx.array, output: mx.array) -> Any:
-    q, k, v, bias = primals
+    q, k, _, bias = primals
     return _attend_slopes(primals, cotangent, output, *_attention_weights(q, k, bias))
 
 
