@@ -177,13 +177,9 @@ class BltConfig:
     arXiv 2412.09871.
     """
 
-    encoder: BlockConfig = field(
-        default_factory=lambda: BlockConfig(1024, 1, 16, 2730, window=512)
-    )
+    encoder: BlockConfig = field(default_factory=lambda: BlockConfig(1024, 1, 16, 2730, window=512))
     latent: BlockConfig = field(default_factory=lambda: BlockConfig(2048, 25, 16, 5632))
-    decoder: BlockConfig = field(
-        default_factory=lambda: BlockConfig(1024, 9, 16, 2816, window=512)
-    )
+    decoder: BlockConfig = field(default_factory=lambda: BlockConfig(1024, 9, 16, 2816, window=512))
     entropy: BlockConfig | None = field(
         default_factory=lambda: BlockConfig(768, 14, 12, 2048, window=512, rope_theta=10000.0)
     )

@@ -21,9 +21,7 @@ class LatentTransformer(nn.Module):
         super().__init__()
         stack = config.latent
         if config.patch_width != stack.width:
-            self.token_embedding_projection = nn.Linear(
-                config.patch_width, stack.width, bias=False
-            )
+            self.token_embedding_projection = nn.Linear(config.patch_width, stack.width, bias=False)
         self.layers = [Block(stack) for _ in range(stack.layers)]
 
     def __call__(self, patches: mx.array, sight: Sight) -> mx.array:
