@@ -37,6 +37,8 @@ text { font: 12px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; fill
 .curve { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
 .lead { stroke: var(--muted); stroke-width: .8; stroke-opacity: .6; }
 .name { font-weight: 600; }
+.name { paint-order: stroke; stroke: var(--paper); stroke-width: 4px;
+  stroke-linejoin: round; }
 .flat { --own: var(--flat); } .token { --own: var(--token); }
 .blt-space { --own: var(--blt-space); } .blt-entropy { --own: var(--blt-entropy); }
 .mark, .name { fill: var(--own); } .curve { stroke: var(--own); }
@@ -61,6 +63,11 @@ class Axis:
     label: str
     log: bool = False
     ticks: Sequence[float] = ()
+
+    @property
+    def decimals(self) -> int:
+        """Digits behind the point that tell the ticks apart."""
+        return max((len(f"{tick:g}".partition(".")[2]) for tick in self.ticks), default=0)
 
     def share(self, value: float) -> float:
         """Where a value lies: 0 at the lower end, 1 at the upper."""
@@ -117,11 +124,11 @@ class Chart:
         for tick in self.y.ticks:
             _, y = self.at(self.x.low, tick)
             self.line("grid", _LEFT, self.right, y, y)
-            self.text(f"{tick:g}", _LEFT - 8, y + 4, anchor="end")
+            self.text(f"{tick:.{self.y.decimals}f}", _LEFT - 8, y + 4, anchor="end")
         for tick in self.x.ticks:
             x, _ = self.at(tick, self.y.low)
             self.line("grid", x, x, _TOP, floor)
-            self.text(_si(tick), x, floor + 18, anchor="middle")
+            self.text(_short(tick), x, floor + 18, anchor="middle")
         self.line("axis", _LEFT, self.right, floor, floor)
         self.text(self.x.label, (_LEFT + self.right) / 2, floor + 42, anchor="middle")
         y = (floor + _TOP) / 2
@@ -185,13 +192,14 @@ def cost(result: Mapping[str, Any]) -> str:
     room = max(0.25 * (max(y) - min(y)), 0.02)
     chart = Chart(
         "Bits per byte against the cost of a byte",
-        f"held-out book, {result['held_out_bytes']:,} bytes; "
-        f"each model trained with {scientific(result['flops'])} FLOPs",
+        _cost_note(result),
         logarithmic(min(x) / 1.25, max(x) * 1.25, "inference FLOPs per byte (log scale)"),
         linear(min(y) - room, max(y) + room, "bits per byte of the held-out book"),
     )
     if token is not None:
-        _aim(chart, token[0] * result["aim_flops_share"], token[1], result["aim_flops_share"])
+        right, top = chart.at(token[0] * result["aim_flops_share"], token[1])
+        width, height = right - _LEFT, HEIGHT - _BOTTOM - top
+        chart.add("rect", "aim", x=_LEFT, y=top, width=width, height=height)
     chart.axes()
     places = {name: chart.at(*point) for name, point in points.items()}
     for name, (px, py) in places.items():
@@ -202,12 +210,13 @@ def cost(result: Mapping[str, Any]) -> str:
     return chart.done()
 
 
-def _aim(chart: Chart, flops: float, bits: float, share: float) -> None:
-    """The field where a model is as good as the token model and cheaper by enough."""
-    right, top = chart.at(flops, bits)
-    chart.add("rect", "aim", x=_LEFT, y=top, width=right - _LEFT, height=HEIGHT - _BOTTOM - top)
-    said = f"aim: at most {share:.0%} of the token model's FLOPs, and no more bits"
-    chart.text(said, _LEFT + 10, HEIGHT - _BOTTOM - 10)
+def _cost_note(result: Mapping[str, Any]) -> str:
+    book = f"held-out book of {result['held_out_bytes'] / 1e6:.2f} MB"
+    said = f"{book}, {scientific(result['flops'])} training FLOPs"
+    if "token" not in result["models"]:
+        return said
+    share = f"{result['aim_flops_share']:.0%}"
+    return f"{said}; shaded: no more bits than token, at {share} of its FLOPs or less"
 
 
 def _label_points(
@@ -215,8 +224,6 @@ def _label_points(
 ) -> None:
     """Each label beside its point, where it covers neither a point nor another label."""
     taken = [(x - 9, y - 9, x + 9, y + 9) for x, y in places.values()]
-    # The words about the aim.
-    taken.append((_LEFT, HEIGHT - _BOTTOM - 26, _LEFT + 400, HEIGHT - _BOTTOM))
     for name, (x, y) in places.items():
         width = len(labels[name]) * _LETTER
         offers = [(x + 12, y + 4), (x - 12 - width, y + 4)]
@@ -241,16 +248,16 @@ def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float,
 def training(result: Mapping[str, Any]) -> str:
     """Training curves, each with its name at its end."""
     curves = {name: model["training"]["curve"] for name, model in result["models"].items()}
-    ends = [curve[-1] for curve in curves.values()]
+    low = min(y for curve in curves.values() for _, y in curve)
     # The first tenth of a training would squeeze all that is worth seeing.
-    early = [next(y for x, y in c if x >= 0.06 * c[-1][0]) for c in curves.values()]
-    low, high = min(y for _, y in ends), max(early)
+    high = max(y for curve in curves.values() for _, y in curve[len(curve) // 10 :])
     room = 0.05 * max(high - low, 0.01)
+    most = max(model["training"]["flops"] for model in result["models"].values())
     chart = Chart(
         "Training: bits per byte of the training text",
         "means over an eightieth of the training each; blt-entropy begins where its entropy "
         "model ended",
-        linear(0, max(x for x, _ in ends), "training FLOPs"),
+        linear(0, most, "training FLOPs"),
         linear(low - room, high + room, "bits per byte"),
         right=_NAMES_RIGHT,
     )
@@ -297,7 +304,7 @@ def patches(result: Mapping[str, Any]) -> str:
             left, y = chart.at(size - 0.4 + number * width, 100 * part)
             right, floor = chart.at(size - 0.4 + (number + 1) * width, 0)
             chart.add("rect", f"mark {name}", x=left, y=y, width=right - left, height=floor - y)
-        x, y = chart.right - 190, _TOP + 18 + 22 * number
+        x, y = chart.right - 215, _TOP + 18 + 22 * number
         chart.add("rect", f"mark {name}", x=x, y=y - 10, width=11, height=11)
         chart.text(f"{name}, mean {means[name]:.2f} bytes", x + 18, y, f"name {name}")
     for size in range(1, longest + 2):
@@ -313,10 +320,12 @@ def _shares(counts: Mapping[int, int], longest: int) -> list[float]:
     return [*short, sum(n for size, n in counts.items() if size > longest) / total]
 
 
-def _si(value: float) -> str:
-    """2e14 is "200 T"."""
-    for limit, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= limit:
+def _short(value: float) -> str:
+    """2e6 is "2 M", 2e14 stays "2e14"."""
+    if value >= 1e9:
+        return scientific(value)
+    for limit, unit in ((1e6, "M"), (1e3, "k")):
+        if value >= limit:
             return f"{value / limit:.4g} {unit}"
     return f"{value:g}"
 
