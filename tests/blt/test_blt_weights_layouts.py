@@ -186,6 +186,21 @@ class TestMeta:
             assert found == replace(expected, threshold=found.threshold)
             assert found.threshold == change.get("threshold", 1.0)
 
+    def test_settings_that_are_left_out(self, tmp_path: Path, case: Case) -> None:
+        """Only the numbers of heads have to be there."""
+        folder = write_meta(case, tmp_path / "meta")
+        heads = {f"n_heads_{part}": 2 for part in ("local_encoder", "local_decoder", "global")}
+        tables = {"encoder_hash_byte_group_size": [3, 4, 5, 6, 7, 8]}
+        (folder / "config.json").write_text(json.dumps({"args": heads | tables}))
+        (folder / "entropy_model" / "params.json").write_text(
+            json.dumps({"entropy_model": {"n_heads": 2, "rope_theta": None}})
+        )
+        config = load(folder).config
+        assert config.entropy == BlockConfig(24, 2, 2, 40, 512, None, 10000.0)
+        assert config.encoder == BlockConfig(16, 2, 2, 42, 512, None, 500000.0)
+        assert config.hash == HashConfig((3, 4, 5, 6, 7, 8), 1, 53)
+        assert config.patching == PatchConfig()
+
     def test_without_its_entropy_model(self, tmp_path: Path, case: Case) -> None:
         folder = write_meta(case, tmp_path / "meta")
         for path in (folder / "entropy_model").iterdir():
