@@ -1,13 +1,13 @@
 """Training memory of a byte latent transformer against the length of its rows.
 
-    python benchmarks/blt_memory.py                                 # one minute
+    python benchmarks/blt_memory.py                                 # a few minutes
     python benchmarks/blt_memory.py --peer-python other/bin/python  # one that has torch
     python benchmarks/blt_memory.py --quick
 
-Loss and gradients of one row of 1,024 to 8,192 bytes, as the trainer computes them; the model has
-the shape of `blt_bpb`'s. What counts is the peak above the loaded model, per byte of the row: it
-stays the same if memory grows linearly. Every figure comes from a process of its own, after a short
-row that loads and compiles what is needed.
+Loss and gradients of one row of 1,024 to 8,192 bytes, as the trainer computes them, of the preset
+"small". What counts is the peak above the loaded model, per byte of the row: it stays the same if
+memory grows linearly. Every figure comes from a process of its own, after a short row that loads
+and compiles what is needed.
 
     blt           one document
     blt-packed    the same row as a pack of documents that do not see each other
@@ -33,8 +33,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import common
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks import common
 
 CONTESTANTS = ("blt", "blt-packed", "no-tables", "transformers")
 LENGTHS = (1024, 2048, 4096, 8192)
@@ -89,8 +92,6 @@ def _work(name: str, length: int, folder: Path) -> dict[str, Any]:
 
 def _own_step(name: str) -> Callable[[int], float]:
     """Loss (nats per byte) and gradients of a row, by its length."""
-    import mlx_companion  # noqa: F401  (loads a fast BLAS before MLX)
-
     import mlx.core as mx
     import mlx.nn as nn
 
@@ -115,28 +116,17 @@ def _own_step(name: str) -> Callable[[int], float]:
 
 
 def _model(tables: bool = True) -> Any:
-    """`blt_bpb`'s model with patches at spaces, random weights."""
+    """The small preset with patches at spaces, random weights."""
     from dataclasses import replace
 
-    import bpb_models
     import mlx.core as mx
 
-    from mlx_companion.blt import BltConfig, BltModel, HashConfig, PatchConfig
+    from mlx_companion.blt import BltModel, HashConfig, PatchConfig, blt_preset
     from mlx_companion.runtime.seeds import seed_everything
 
     seed_everything(0)
-    model = BltModel(
-        BltConfig(
-            bpb_models.LOCAL,
-            bpb_models.LATENT,
-            replace(bpb_models.LOCAL, ffn=256),
-            None,
-            2,
-            bpb_models.HASH if tables else HashConfig(functions=0),
-            PatchConfig("space"),
-            context=max(LENGTHS),
-        )
-    )
+    config = replace(blt_preset("small", PatchConfig("space")), context=max(LENGTHS))
+    model = BltModel(config if tables else replace(config, hash=HashConfig(functions=0)))
     mx.eval(model.parameters())
     return model
 
