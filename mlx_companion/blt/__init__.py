@@ -31,6 +31,7 @@ from mlx_companion.blt.config import (
     HashConfig,
     PatchConfig,
 )
+from mlx_companion.blt.constraints import json_schema, json_value, regex
 from mlx_companion.blt.entropy_plot import save_plot
 from mlx_companion.blt.evaluate import Evaluation, bits_per_byte, evaluate, nats_of_ids
 from mlx_companion.blt.flops import FlopsPerByte, inference_flops
@@ -80,11 +81,14 @@ __all__ = [
     "flat_preset",
     "generate",
     "inference_flops",
+    "json_schema",
+    "json_value",
     "load",
     "make_patching",
     "nats_of_ids",
     "patch_statistics",
     "patches",
+    "regex",
     "robustness",
     "save",
     "save_plot",
