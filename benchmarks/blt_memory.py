@@ -15,8 +15,9 @@ and compiles what is needed.
                   length and so would make long rows look better than they are
     transformers  the peer: the same weights and patches in PyTorch, where it is installed
 
-`peak` is MLX's own count of bytes in arrays, the same in each repeat; `resident` is what the
-system counts for the whole process, of both libraries, allocators included.
+`peak` is MLX's own count of bytes in arrays, the same up to the order in which its threads free
+them; `resident` is what the system counts for the whole process, of both libraries, allocators
+included. Nothing is reported when the losses of ours and the peer's differ.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ CONTESTANTS = ("blt", "blt-packed", "no-tables", "transformers")
 LENGTHS = (1024, 2048, 4096, 8192)
 SHORT, LONG = 1024, 4096
 AIM = 1.2
+# Between losses of the same model in two libraries, in nats per byte.
+SAME_LOSS = 1e-3
 WARM_UP = 64
 # Documents of the packed rows, and the bytes of a word with the space behind it (at most 10).
 DOCUMENT_BYTES = 700
@@ -69,6 +72,7 @@ def main() -> None:
             for length in lengths
         }
         rounds = common.alternate(runs, 1 if options.quick else options.repeats)
+    _check_losses(rounds, names, lengths)
     _report(rounds, names, lengths, save=not (options.no_save or options.quick))
 
 
@@ -221,6 +225,18 @@ def _give_back() -> None:
 # --- report --------------------------------------------------------------------------------------
 
 
+def _check_losses(
+    rounds: dict[str, list[dict[str, Any]]], names: list[str], lengths: tuple[int, ...]
+) -> None:
+    """End here unless the peer computed what we did."""
+    for length in lengths if "transformers" in names else ():
+        ours, theirs = (rounds[f"{name} {length}"][0]["loss"] for name in ("blt", "transformers"))
+        if abs(ours - theirs) > SAME_LOSS:
+            sys.exit(
+                f"at {length} bytes our loss is {ours}, the peer's {theirs}; not the same model"
+            )
+
+
 def _report(
     rounds: dict[str, list[dict[str, Any]]], names: list[str], lengths: tuple[int, ...], save: bool
 ) -> None:
@@ -248,13 +264,16 @@ def _report(
         "bytes": figures,
         "rounds": rounds,
     }
-    header = ["", "memory", *(f"{n:,}" for n in lengths), f"{LONG:,} / {SHORT:,}"]
+    last, before = lengths[-1], lengths[-2]
+    more = f"each more byte, {before:,} to {last:,}"
+    header = ["", "memory", *(f"{n:,}" for n in lengths), f"{LONG:,} / {SHORT:,}", more]
     rows = [
         [
             name,
             kind,
             *(f"{values[str(n)] / n / 1e3:.1f}" for n in lengths),
             f"{grown[name][kind]:.2f}",
+            f"{(values[str(last)] - values[str(before)]) / (last - before) / 1e3:.1f}",
         ]
         for name, kinds in figures.items()
         for kind, values in kinds.items()
