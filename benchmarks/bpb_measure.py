@@ -133,7 +133,8 @@ class Trained:
     @cached_property
     def parameters(self) -> dict[str, int]:
         """How many there are: in all, in hash tables, in the entropy model."""
-        sizes = {name: value.size for name, value in tree_flatten(self.model.parameters())}
+        values: dict[str, mx.array] = dict(tree_flatten(self.model.parameters()))
+        sizes = {name: value.size for name, value in values.items()}
         return {
             "total": sum(sizes.values()),
             "hash_tables": sum(n for name, n in sizes.items() if "hash_tok_embedding" in name),

@@ -298,13 +298,9 @@ def patches(result: Mapping[str, Any]) -> str:
         linear(0, 100 * top * 1.08, "% of patches"),
     )
     chart.axes()
-    width = 0.8 / len(shares)
     for number, (name, share) in enumerate(shares.items()):
-        for size, part in enumerate(share, 1):
-            left, y = chart.at(size - 0.4 + number * width, 100 * part)
-            right, floor = chart.at(size - 0.4 + (number + 1) * width, 0)
-            chart.add("rect", f"mark {name}", x=left, y=y, width=right - left, height=floor - y)
-        x, y = chart.right - 215, _TOP + 18 + 22 * number
+        _bars(chart, name, share, number, 0.8 / len(shares))
+        x, y = chart.right - 215.0, _TOP + 18 + 22 * number
         chart.add("rect", f"mark {name}", x=x, y=y - 10, width=11, height=11)
         chart.text(f"{name}, mean {means[name]:.2f} bytes", x + 18, y, f"name {name}")
     for size in range(1, longest + 2):
@@ -312,6 +308,14 @@ def patches(result: Mapping[str, Any]) -> str:
         said = str(size) if size <= longest else f"> {longest}"
         chart.text(said, x, floor + 18, anchor="middle")
     return chart.done()
+
+
+def _bars(chart: Chart, name: str, shares: Sequence[float], number: int, width: float) -> None:
+    """One model's bars; those of the models stand side by side at each length."""
+    for size, share in enumerate(shares, 1):
+        left, y = chart.at(size - 0.4 + number * width, 100 * share)
+        right, floor = chart.at(size - 0.4 + (number + 1) * width, 0)
+        chart.add("rect", f"mark {name}", x=left, y=y, width=right - left, height=floor - y)
 
 
 def _shares(counts: Mapping[int, int], longest: int) -> list[float]:

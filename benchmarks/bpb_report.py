@@ -26,6 +26,7 @@ from benchmarks.bpb_measure import STRETCH, Reading, Trained, Training, read_tra
 from benchmarks.bpb_text import difference, scientific, text_of
 from benchmarks.common import RESULTS, host_kind, machine, publish
 from mlx_companion.blt import robustness
+from mlx_companion.blt.noise import Noise
 from mlx_companion.runtime.config import to_dict
 from mlx_companion.runtime.files import atomic_write_text
 
@@ -37,7 +38,11 @@ AIM_TRAINING_FLOPS = 2e14
 CLEARLY = 0.02  # bits per byte
 # Errors, on a part of the book.
 EXCERPT = 100_000
-RATES = {"case": (0.1, 0.5), "drop": (0.05, 0.1), "swap": (0.05, 0.1)}
+RATES: dict[Noise, tuple[float, ...]] = {
+    "case": (0.1, 0.5),
+    "drop": (0.05, 0.1),
+    "swap": (0.05, 0.1),
+}
 
 _LN2 = math.log(2)
 Result = dict[str, Any]
@@ -155,11 +160,11 @@ def _measured(model: Trained, reading: Reading) -> Result:
 def _training(name: str, place: bpb_models.Workplace, text_bytes: int) -> Result:
     own = read_training(place.out / name, _bytes_per_target(name, place), _spent(name, place))
     assert own is not None, "a model that is finished has left its metrics"
-    helper = read_training(place.out / "entropy") if name == "blt-entropy" else None
+    before = read_training(place.out / "entropy") if name == "blt-entropy" else None
     return {
         **asdict(own),
         "epochs": own.bytes / text_bytes,
-        "entropy_model": None if helper is None else _without_curve(helper),
+        "entropy_model": None if before is None else _without_curve(before),
     }
 
 
@@ -169,8 +174,8 @@ def _without_curve(training: Training) -> Result:
 
 def _spent(name: str, place: bpb_models.Workplace) -> float:
     """FLOPs that went into a model before its own training."""
-    helper = read_training(place.out / "entropy") if name == "blt-entropy" else None
-    return 0.0 if helper is None else helper.flops
+    before = read_training(place.out / "entropy") if name == "blt-entropy" else None
+    return 0.0 if before is None else before.flops
 
 
 def _bytes_per_target(name: str, place: bpb_models.Workplace) -> float:

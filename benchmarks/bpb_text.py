@@ -126,12 +126,12 @@ def _settings_text(result: Result) -> str:
         f"{', '.join(f'{beta:g}' for beta in settings['betas'])}, seed {settings['seed']}."
     )
     blt = result["models"].get("blt-entropy")
-    helper = blt and blt["training"]["entropy_model"]
-    if not helper:
+    before = blt and blt["training"]["entropy_model"]
+    if not before:
         return said
     return (
-        f"{said} The FLOPs of blt-entropy hold {scientific(helper['flops'])} of its entropy model, "
-        f"which took {helper['seconds']:.0f} s more; patches begin above "
+        f"{said} The FLOPs of blt-entropy hold {scientific(before['flops'])} of its entropy model, "
+        f"which took {before['seconds']:.0f} s more; patches begin above "
         f"{blt['shape']['patching']['threshold']:.3f} nats."
     )
 

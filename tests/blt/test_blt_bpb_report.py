@@ -4,31 +4,37 @@ from __future__ import annotations
 
 import json
 import math
-import random
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
 import sentencepiece
+from blt_bpb_world import (
+    CONTEXT,
+    ENTROPY_FLOPS,
+    FLOPS,
+    TOKEN,
+    TOKEN_CONTEXT,
+    VOCABULARY,
+    Steps,
+    copy_of,
+    metrics,
+    prose,
+    texts,
+    tiny_shapes,
+)
 from mlx.utils import tree_flatten
 
 from benchmarks import bpb_measure, bpb_models, bpb_report, common
-from benchmarks.bpb_measure import Reading, Trained, read_training, token_pieces
+from benchmarks.bpb_measure import Trained, token_pieces
 from benchmarks.bpb_models import MODELS, Workplace
 from benchmarks.bpb_text import scientific
 from mlx_companion.blt import (
-    BlockConfig,
-    BltConfig,
     BltModel,
     ByteLM,
-    ByteLMConfig,
-    HashConfig,
-    PatchConfig,
     corrupt,
     evaluate,
     load,
@@ -36,67 +42,6 @@ from mlx_companion.blt import (
 )
 from mlx_companion.errors import DataError
 from mlx_companion.text.byte_text import encode_bytes
-from mlx_companion.training.callbacks import Callback
-from mlx_companion.training.state import StepInfo
-
-FLOPS, ENTROPY_FLOPS = 6e8, 4e8
-CONTEXT, TOKEN_CONTEXT, VOCABULARY, STRETCH = 64, 16, 320, 300
-TOKEN = BlockConfig(32, 2, 2, 64)
-LOCAL = BlockConfig(16, 1, 2, 16, window=16)
-LINE = "the sea café a whale of old ships and men “quoth” he white deep, very. some ahab"
-
-
-class Steps(Callback):
-    """Notes the steps; may break off behind one of them."""
-
-    def __init__(self, last: int | None = None) -> None:
-        self.seen: list[int] = []
-        self.last = last
-
-    def on_step(self, step: StepInfo) -> None:
-        self.seen.append(step.step)
-        if step.step == self.last:
-            raise KeyboardInterrupt
-
-
-def tiny_blt(_: str, rule: PatchConfig) -> BltConfig:
-    entropy = LOCAL if rule.needs_entropies else None
-    latent, table = BlockConfig(32, 1, 2, 32), HashConfig((3, 4), 1, 64)
-    return BltConfig(LOCAL, latent, LOCAL, entropy, hash=table, patching=rule, context=CONTEXT)
-
-
-def tiny_shapes(patch: pytest.MonkeyPatch) -> None:
-    flat = ByteLMConfig(BlockConfig(16, 2, 2, 32, window=32), context=CONTEXT)
-    changed: dict[str, Any] = {
-        "CONTEXT": CONTEXT,
-        "VOCABULARY": VOCABULARY,
-        "TOKEN_CONTEXT": TOKEN_CONTEXT,
-        "PATCH_BYTES": 4.0,
-        "ENTROPY_FLOPS": ENTROPY_FLOPS,
-        "TOKEN": TOKEN,
-        "SETTINGS": replace(bpb_models.SETTINGS, warmup_steps=2, save_every=2),
-        "flat_preset": lambda _: flat,
-        "blt_preset": tiny_blt,
-        "entropy_preset": lambda _: ByteLMConfig(LOCAL, context=CONTEXT),
-    }
-    for name, value in changed.items():
-        patch.setattr(bpb_models, name, value)
-    patch.setattr(bpb_report, "EXCERPT", 400)
-    patch.setattr(bpb_report, "RATES", {"case": (0.5,), "drop": (0.1,)})
-    for module in (bpb_measure, bpb_report):
-        patch.setattr(module, "STRETCH", STRETCH)
-
-
-def prose(seed: int, words: int) -> str:
-    rng, known = random.Random(seed), LINE.split()
-    return "".join(rng.choice(known) + ("\n" if i % 11 == 10 else " ") for i in range(words))
-
-
-def texts(folder: Path) -> Path:
-    for part, seed, words in (("train", 0, 700), ("train", 1, 500), ("valid", 2, 300)):
-        (folder / part).mkdir(parents=True, exist_ok=True)
-        (folder / part / f"{seed}.txt").write_text(prose(seed, words), encoding="utf-8")
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -214,11 +159,6 @@ def test_cost_of_a_token_model_is_spread_over_its_bytes(
     assert share == pytest.approx(parts / cost["total"])
 
 
-def metrics(place: Workplace, name: str) -> list[dict[str, Any]]:
-    lines = (place.out / name / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_training_figures(name: str, place: Workplace, result: bpb_report.Result) -> None:
     steps = metrics(place, name)
@@ -236,29 +176,6 @@ def test_training_figures(name: str, place: Workplace, result: bpb_report.Result
     # Fewer steps than points: each step is one.
     expected = [(s["flops"] + before, s["loss"] / math.log(2) / scale) for s in steps]
     np.testing.assert_allclose(run["curve"], expected, rtol=1e-4)
-
-
-def test_a_curve_is_of_means_over_equal_parts(tmp_path: Path) -> None:
-    def line(step: int, loss: float | None) -> str:
-        values = {"targets": 10 + step % 3, "seconds": 0.5, "lr": step / 1e4, "peak_mb": 7.0}
-        skipped = {"loss": loss, "skipped": loss is None, "flops": 100.0 * step}
-        return json.dumps({"event": "step", "step": step, **values, **skipped})
-
-    losses: list[float | None] = [5 / step for step in range(1, 801)]
-    losses[399] = None
-    lines = [line(step, loss) for step, loss in enumerate(losses, 1)]
-    lines.insert(100, '{"event": "eval", "step": 100, "loss": 9.9}')
-    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"event": "st')
-    found = read_training(tmp_path, bytes_per_target=4.0, spent=1000.0)
-    assert found is not None
-    assert (found.steps, found.skipped, found.flops) == (800, 1, 81000.0)
-    assert (found.seconds, found.peak_lr) == (400.0, 0.08)
-    assert len(found.curve) == 80
-    # Part 40 is steps 400 to 409, the first of them skipped.
-    weights = [10 + step % 3 for step in range(401, 410)]
-    bits = np.average([5 / step / math.log(2) / 4 for step in range(401, 410)], weights=weights)
-    assert found.curve[40][1] == pytest.approx(bits, abs=1e-5)
-    assert read_training(tmp_path / "nothing") is None
 
 
 def test_parameters(place: Workplace, result: bpb_report.Result) -> None:
@@ -292,15 +209,6 @@ def test_a_second_report_measures_nothing(
     again = bpb_report.collect(place, FLOPS)
     for key in result.keys() - {"machine"}:
         assert json.dumps(again[key]) == json.dumps(result[key]), key
-
-
-def copy_of(place: Workplace, folder: Path, *names: str) -> Workplace:
-    """The same data with some of the trained models."""
-    for name in names:
-        shutil.copytree(place.out / name, folder / name)
-    for file in ("tokenizer.model", "tokens.npz"):
-        shutil.copy(place.out / file, folder)
-    return Workplace(place.data, folder)
 
 
 def test_other_weights_are_measured_again(place: Workplace, tmp_path: Path, book: bytes) -> None:
@@ -365,49 +273,6 @@ def test_the_report_is_kept(
     bits = result["models"]["blt-space"]["bits_per_byte"]
     assert f"| blt-space | {bits:.4f} |" in text
     assert capsys.readouterr().out.startswith(text.rstrip("\n"))
-
-
-def reading(stretches: list[float], size: int) -> Reading:
-    return Reading(sum(stretches), size, {1: size}, stretches, 0.0)
-
-
-def test_standard_error_of_a_difference() -> None:
-    # Over 300 bytes each, the second and third 1 bit per byte apart; the last stretch is cut.
-    bit = STRETCH * math.log(2)
-    a = reading([5 * bit, 3 * bit, 2 * bit, 99.0], 3 * STRETCH + 7)
-    b = reading([4 * bit, 3 * bit, 3 * bit, 1.0], 3 * STRETCH + 7)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bpb_report, "STRETCH", STRETCH)
-        # Differences of 1, 0 and -1: deviation 1, over the square root of 3.
-        assert bpb_report.standard_error(a, b) == pytest.approx(3**-0.5)
-        assert bpb_report.standard_error(reading([1.0], 300), reading([2.0], 300)) is None
-
-
-@pytest.mark.parametrize(
-    ("bits", "share", "flat", "patch", "flops", "expected"),
-    [
-        (0.0, 0.6, -0.02, 4.5, 2e14, [True] * 5),
-        (0.001, 0.601, -0.019, 4.49, 1.99e14, [False] * 5),
-        (-0.1, 0.7, 0.3, 9.0, 3e14, [True, False, False, True, True]),
-    ],
-)
-def test_aims(
-    bits: float, share: float, flat: float, patch: float, flops: float, expected: list[bool]
-) -> None:
-    def beside(difference: float) -> dict[str, Any]:
-        row = {"bits_difference": difference, "standard_error": 0.01, "flops_share": share}
-        return {"blt-entropy": row}
-
-    model = {"training": {"flops": flops}, "position_bytes": {"mean": patch}}
-    found = bpb_report.aims(
-        {
-            "models": {"blt-entropy": model},
-            "missing": {},
-            "against_token": beside(bits),
-            "against_flat": beside(flat),
-        }
-    )
-    assert [row["met"] for row in found] == expected
 
 
 @pytest.mark.parametrize("name", ["token", "blt-entropy"])
