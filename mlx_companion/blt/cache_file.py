@@ -150,7 +150,7 @@ def _metadata(path: Path) -> dict[str, str]:
     """The text part of a safetensors file's header."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
-        return json.loads(file.read(size)).get("__metadata__", {})
+        return json.loads(file.read(size)).get("__metadata__") or {}
 
 
 def _fingerprint(model: ByteModel) -> str:

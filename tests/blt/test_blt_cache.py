@@ -115,7 +115,7 @@ def test_bytes_that_are_taken_back_leave_no_trace(mode: Any) -> None:
     follow(model, cache, ids[:, 20:45])
     for count in (16, 7, 1):
         extend(model, cache, other[:, 1 : 1 + count])
-        assert cache.trimmable == 16
+        assert cache.trimmable >= count
         cache.trim(count)
         assert cache.positions.tolist() == [45]
     expected = full_logits(model, ids[:, :45])[:, -1]

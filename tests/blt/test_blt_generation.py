@@ -9,7 +9,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from blt_writing import flat, full_logits, greedy, patched, without_end
+from blt_writing import flat, full_logits, greedy, patched, with_likely_end, without_end
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -91,10 +91,9 @@ def test_only_bytes_and_the_end_are_written() -> None:
 
 
 def test_the_end_of_a_text() -> None:
-    model = patched()
-    prompt = next(
-        text for text in (f"{number}" for number in range(200)) if len(greedy(model, text, 40)) < 40
-    )
+    model = with_likely_end(patched())
+    texts = (f"{number}" for number in range(200))
+    prompt = next(text for text in texts if 1 < len(greedy(model, text, 40)) < 40)
     reply = generate(model, prompt, max_bytes=40)
     assert (reply.data, reply.finish_reason) == (greedy(model, prompt, 40), "stop")
 
@@ -201,7 +200,7 @@ def test_penalties_and_processors_see_the_bytes(model: Any) -> None:
 
 @pytest.mark.parametrize("sampling", [Sampling(), WARM], ids=["greedy", "warm"])
 def test_a_batch_changes_no_reply(sampling: Sampling) -> None:
-    model = patched()
+    model = with_likely_end(patched())
     prompts = ["", "Hello there", b"\xf0\x9f", "a\x00b", "Zug"]
     replies = batch_generate(model, prompts, max_bytes=30, sampling=sampling, seed=7, stop=["e"])
     for row, (prompt, reply) in enumerate(zip(prompts, replies, strict=True)):
