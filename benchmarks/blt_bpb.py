@@ -75,6 +75,8 @@ def _train_all(place: bpb_models.Workplace, options: argparse.Namespace) -> None
             core, process = running.pop(name)
             cores.append(core)
             if process.returncode:
+                for _, other in running.values():
+                    other.terminate()
                 raise SystemExit(f"{name} failed; see {place.out / name}.log")
         while cores and waiting:
             name = next((n for n in waiting if n != "blt-entropy" or "entropy" not in running), "")

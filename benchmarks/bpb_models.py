@@ -26,6 +26,7 @@ from mlx_companion.blt import (
     load,
     save,
 )
+from mlx_companion.runtime.files import atomic_path, atomic_write_json
 from mlx_companion.runtime.seeds import seed_everything
 from mlx_companion.text.documents import FlatText, flatten, read_documents
 from mlx_companion.training.byte_models import text_entropies, train_byte_model
@@ -84,9 +85,8 @@ def train(name: str, place: Workplace, flops: float, watch: Callback, batch_byte
     extra: dict = {"callbacks": [MetricsLog(folder / "metrics.jsonl"), watch]}
     folder.mkdir(parents=True, exist_ok=True)
     if name == "token":
-        text, bytes_per_token = token_text(place)
+        text, _ = token_text(place)
         settings = replace(settings, batch_tokens=batch_bytes // CONTEXT * TOKEN_CONTEXT)
-        extra["bytes_per_position"] = bytes_per_token
     else:
         text = flatten(place.training())
     model = build(name, place)
@@ -139,7 +139,7 @@ def threshold(place: Workplace) -> float:
     if not found.exists():
         some = entropies(place, flatten(place.training()))[:2_000_000]
         value = calibrate_threshold(np.asarray(some), PATCH_BYTES, PatchConfig("entropy"))
-        found.write_text(json.dumps(value) + "\n")
+        atomic_write_json(found, value)
     return json.loads(found.read_text())
 
 
@@ -173,7 +173,8 @@ def token_text(place: Workplace) -> tuple[FlatText, float]:
     kept = place.out / "tokens.npz"
     if not kept.exists():
         encode = tokenizer(place)
-        np.savez(kept, *[np.array(encode(document), np.uint16) for document in documents])
+        with atomic_path(kept) as temporary, open(temporary, "wb") as file:
+            np.savez(file, *[np.array(encode(document), np.uint16) for document in documents])
     with np.load(kept) as stored:
         pieces = iter([stored[f"arr_{i}"] for i in range(len(documents))])
     text = flatten(documents, lambda _: next(pieces))

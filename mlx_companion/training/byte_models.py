@@ -54,7 +54,6 @@ def train_byte_model(
     *,
     valid: FlatText | None = None,
     entropies: np.ndarray | None = None,
-    bytes_per_position: float = 1.0,
     callbacks: Iterable[Callback] = (),
     monitor: ResourceMonitor | None = None,
     stop: StopSwitch = NEVER,
@@ -70,7 +69,6 @@ def train_byte_model(
         valid: held-out documents.
         entropies: (T,) of the text's ids, for a BLT whose patches need them (see
             `text_entropies`); without them the model's own entropy model runs in every step.
-        bytes_per_position: of a flat model over tokens, for the count of FLOPs per byte.
         callbacks, monitor, stop: see `Trainer`.
         resume: False starts over.
 
