@@ -112,7 +112,7 @@ def make(options: argparse.Namespace) -> None:
     threshold = 0.0
     for _ in range(3):
         # The text depends on the patches and these on the text, so it takes a few rounds.
-        text = encode_bytes(PROMPT.encode() + generate(model, PROMPT, max_bytes=512).data)
+        text = encode_bytes(PROMPT.encode() + generate(model, PROMPT, max_bytes=256).data)
         nats = np.array(model.entropies(mx.array(text[None])))[0]
         threshold = float(np.quantile(nats, 1 - 1 / BYTES_PER_PATCH))
         rule = PatchConfig(mode="entropy", threshold=threshold)

@@ -58,6 +58,7 @@ class Patches:
 
     def copy(self) -> Patches:
         """A second one that shares no mutable part."""
+        # A clock replaces its arrays instead of writing to them, so they can be shared.
         clock = PatchClock.restore(self.clock.config, self.clock.state())
         return replace(self, clock=clock, states=list(self.states), memory=list(self.memory))
 
@@ -181,6 +182,7 @@ class Cache:
             )
         if count == 0:
             return
+        # Keys and values stay: what lies behind a row's position is not seen, and overwritten.
         for _ in range(count):
             mark = self._history.pop()
         self.positions, self.recent, self.logits = mark.positions, mark.recent, mark.logits
@@ -247,6 +249,7 @@ def make_cache(model: ByteModel, rows: int = 1, margin: int = MARGIN) -> Cache:
         stacks = {"layers": RollingKV(model.config.block, rows, margin, dtype)}
         return Cache(stacks, mx.zeros((rows, 1), dtype=mx.int32), None, margin)
     config, parts = model.config, model.model
+    # Norms keep the type of the activations when the matrices are packed.
     dtype = parts.local_decoder.norm.weight.dtype
     blocks = {"encoder": config.encoder, "decoder": config.decoder, "latent": config.latent}
     if config.patching.needs_entropies:
@@ -264,5 +267,6 @@ def make_cache(model: ByteModel, rows: int = 1, margin: int = MARGIN) -> Cache:
         for _ in parts.local_decoder.cross_attn_layers
     ]
     patches = Patches(PatchClock(config.patching, rows), nothing, nothing, [], memory)
+    # Zeros in front are what the hashes count before a text.
     width = max(config.hash.group_sizes, default=1)
     return Cache(stacks, mx.zeros((rows, width), dtype=mx.int32), patches, margin)

@@ -59,6 +59,7 @@ def save_cache(cache: Cache, path: str | Path, model: ByteModel) -> Path:
         "latent_rows": str(cache.latent_rows),
     }
     tensors = _tensors(cache)
+    # Computed before the file is begun: an error then leaves nothing behind.
     mx.eval(tensors)
     with atomic_path(target) as temporary:
         mx.save_safetensors(str(temporary), tensors, facts)

@@ -78,6 +78,7 @@ class Chooser:
 
     def row(self, budget: int, seed: int | None, ids: Sequence[int]) -> Draw:
         """A row that may write `budget` bytes behind `ids`."""
+        # NumPy's generators are independent of each other and of MLX's global one.
         noise = np.random.default_rng(None if seed is None else derive_seed(seed, "bytes"))
         state = None if self.constraint is None else self.constraint.start()
         return Draw(budget, noise, list(ids) if self.processors else [], state)
@@ -88,6 +89,7 @@ class Chooser:
         Raises:
             GenerationError: a constraint or processor leaves nothing to choose from.
         """
+        # Noise is drawn in float32; bfloat16 would make ties.
         logits = logits.astype(mx.float32)
         if self.processors:
             logits = mx.concatenate(

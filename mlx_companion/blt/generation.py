@@ -21,11 +21,12 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_companion.blt.cache import MARGIN, ByteModel, Cache, make_cache
+from mlx_companion.blt.chunks import extend
 from mlx_companion.blt.drawing import Chooser, Constraint, Draw
 from mlx_companion.blt.prefill import prefill
 from mlx_companion.blt.replies import ByteOut, ByteReply, FinishReason, stop_bytes
 from mlx_companion.blt.speculation import Speculation, speculate_bytes
-from mlx_companion.blt.stepping import advance, extend
+from mlx_companion.blt.stepping import advance
 from mlx_companion.errors import GenerationError
 from mlx_companion.models.sampling import GREEDY, LogitsProcessor, Sampling
 from mlx_companion.runtime.seeds import derive_seed
@@ -163,6 +164,7 @@ def batch_generate(
         _Row(i, chooser.row(max_bytes, seeds[i], ids[i]), ByteOut(stops), len(ids[i]) - 1)
         for i in range(len(prompts))
     ]
+    # The less padding the better, and short prompts are not kept waiting by long ones.
     order = sorted(rows, key=lambda row: row.prompt_bytes)
     for at in range(0, len(order) if max_bytes else 0, max_rows):
         switch.check()
@@ -194,6 +196,7 @@ def _stream(
             if row.out.finished or row.draw.budget <= 0:
                 break
     finally:
+        # The end, a stop, and what was drafted too far are in the cache, but not in the reply.
         cache.trim(int(cache.positions[0]) - start - len(row.out.data))
 
 
@@ -201,6 +204,7 @@ def _sampled(model: ByteModel, cache: Cache, row: _Row, chooser: Chooser) -> Ite
     assert cache.logits is not None
     logits = cache.logits
     while True:
+        # The choice is computed together with the next entropies: one wait per byte.
         logits = advance(model, cache, chooser(logits, [row.draw]))
         yield int(cache.ids[0])
 

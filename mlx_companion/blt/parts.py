@@ -84,6 +84,7 @@ class Parts:
             config = self.model.config.hash
             texts = mx.concatenate([recent[:, 1:], ids], axis=1)
             if ids.shape[1] == 1:
+                # A sum of products instead of one step per byte of the group.
                 rows = hash_window(texts, config)[:, :, None]
             else:
                 rows = hash_ids(texts, config)[:, :, -ids.shape[1] :]
@@ -93,8 +94,10 @@ class Parts:
     def _pool(self, states: mx.array, bias: mx.array) -> mx.array:
         """Bytes of patches (R, m, D), those that count by bias (R, 1, k, m) -> (R, 1, kD)."""
         encoder = self.model.model.local_encoder
+        # The bias says for attention which bytes count; the maximum needs it as a mask.
         counts = bias[:, 0, 0, :, None] > MASKED / 2
         pooled = mx.where(counts, states, _LOWEST).max(axis=1, keepdims=True)
+        # As in `LocalEncoder.read`: only the last crossing's result is left.
         queries = encoder.patch_queries(pooled)[:, 0]
         crossing = encoder.cross_attn_layers[-1]
         keys, values = crossing.keys_values(states)
@@ -160,6 +163,7 @@ class Parts:
         for index, layer in enumerate(decoder.layers):
             if index < len(memory):
                 keys, values = memory[index]
+                # The residual is doubled, as in `LocalDecoder`.
                 h = h + _read(
                     decoder.cross_attn_layers[index], h, keys[:, 0], values[:, 0], nothing
                 )

@@ -65,6 +65,7 @@ def _prefill_patched(
         hidden = _flat(patcher, ids, cache.stacks["entropy"], counts)
         entropies = entropies_of_hidden(hidden, patcher.lm_head)
     patching = make_patching(ids, rule, entropies, None, counts)
+    # Padding lies behind every real byte and is in a patch of its own, so none of them sees it.
     sight = Sight(ids.shape[1], model.config.encoder.window)
     h, kept = forward_texts(model.model.local_encoder.layers, model.embed(ids), sight)
     cache.stacks["encoder"].fill(kept, counts)
@@ -85,6 +86,7 @@ def _latents(
     vectors = model.model.local_encoder.patches(h, patching.patch_ids, count)
     sight = Sight(count, model.config.latent.window)
     latents, kept = forward_texts(latent.layers, latent.embed(vectors), sight)
+    # An open patch was computed from the bytes there are; it is left out, and comes when it closes.
     cache.stacks["latent"].fill(kept, closed)
     return latents
 
@@ -172,6 +174,7 @@ def _checked(
         )
     counts = counts.astype(np.int64)
     real = np.arange(values.shape[1]) < counts[:, None]
+    # Padding may be any number, -1 too, but a model can only look up ids.
     outside = (values < 0) | (values >= model.config.vocabulary)
     if (outside & real).any():
         raise GenerationError(f"an id is outside the vocabulary of {model.config.vocabulary}")

@@ -102,6 +102,7 @@ class ByteOut:
         return last + rest
 
     def _held(self) -> int:
+        # The longest end of the data that some stop begins with.
         longest = 0
         for stop in self._stops:
             for size in range(min(len(stop) - 1, len(self._data)), longest, -1):

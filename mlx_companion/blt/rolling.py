@@ -109,6 +109,7 @@ class RollingKV:
         """Slots and visibility of `count` new positions behind `positions` (B,)."""
         size, window = self.slots, self.block.window
         new = positions[:, None] + np.arange(count)
+        # How many positions ago a slot was written; slots of the future count as very old.
         age = (new[:, :, None] - np.arange(size)) % size
         seen = age <= new[:, :, None]
         if window is not None:
@@ -130,7 +131,7 @@ class RollingKV:
             counts: (B,).
         """
         size = self.size_for(int(counts.max(initial=0)) + 1)
-        # The position that lies in each slot: the last one of its residue that there is.
+        # Slot s holds the largest position p < count with p mod C = s.
         last = counts[:, None] - 1
         place = last - (last - np.arange(size)) % size
         index = mx.array(np.clip(place, 0, None).astype(np.int32))[:, None, :, None]
@@ -167,6 +168,7 @@ def forward_new(
     Returns:
         (B, L, D), and `kept` with the new positions in their slots.
     """
+    # The same for queries and keys of all layers: looked up once.
     turn = None if view.turns is None else view.turns[view.positions][:, :, None]
     new: list[KeysValues] = []
     for layer, (keys, values) in zip(layers, kept, strict=True):
@@ -200,6 +202,7 @@ def forward_texts(
 
 def write(kept: mx.array, new: mx.array, slots: mx.array) -> mx.array:
     """`kept` (B, K, C, W) with `new` (B, K, L, W) in slots (B, L)."""
+    # Both write in place when nothing else refers to `kept`; the first needs no indices.
     if slots.size == 1:
         return mx.slice_update(kept, new, slots.reshape(1), [2])
     index = mx.broadcast_to(slots[:, None, :, None], new.shape)
@@ -235,6 +238,7 @@ def _project(
     attention: Attention, x: mx.array, turn: mx.array | None, positions: mx.array
 ) -> tuple[mx.array, ...]:
     """Queries, keys and values of new positions, as `Attention.project` gives them."""
+    # Only float32 pairs can be read as complex numbers.
     if turn is None or x.dtype != mx.float32:
         return attention.project(x, positions[:, 0])
     q = _turned(attention.q_proj(x), turn, attention.heads)

@@ -22,10 +22,11 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_companion.blt.cache import ByteModel, Cache
+from mlx_companion.blt.chunks import draft, entropies_ahead, take_in
 from mlx_companion.blt.drawing import writable
 from mlx_companion.blt.model import BltModel
 from mlx_companion.blt.replies import Drafts
-from mlx_companion.blt.stepping import advance, draft, entropies_ahead, take_in
+from mlx_companion.blt.stepping import advance
 from mlx_companion.errors import GenerationError
 
 # Logits and entropies (nats) of one pass and of single steps differ by about 1e-6 of their size.
@@ -92,9 +93,11 @@ def _keep(
     """
     best, lead = _best(logits)
     doubtful = doubtful | (lead <= _CLOSE)
+    # Byte `right` is what greedy decoding writes; its own effects are checked here.
     right = 0
     while right < len(ids) and (right == 0 or best[right - 1] == ids[right]):
         if doubtful[right]:
+            # As greedy decoding does it, so that rounding falls the same way.
             cache.trim(len(ids) - right)
             advance(model, cache, ids[right : right + 1])
             return right + 1
@@ -119,6 +122,7 @@ def _doubtful(cache: Cache, entropies: mx.array | None, length: int) -> np.ndarr
     nats = np.array(entropies)[0].astype(np.float64)
     rises = np.diff(nats, prepend=before)
     least = rule.threshold if rule.mode == "monotonic" else rule.rise_threshold
+    # Each rule compares one of these, or both.
     near = np.zeros(length, dtype=bool)
     if rule.mode != "monotonic":
         near |= np.abs(nats - rule.threshold) <= _NEAR

@@ -3,7 +3,8 @@
     cache = make_cache(model, rows=B)
     logits = prefill(model, cache, ids, lengths)     # prompts of unequal lengths, in one go
     logits = advance(model, cache, next_ids)         # (B,) -> (B, V), one byte per row
-    logits = extend(model, cache, more_ids)          # (1, L) -> (1, L, V), several bytes at once
+
+Several bytes of one row at once are added by `chunks.extend`.
 
 A byte t goes through four steps: (1) the entropy model decides whether t + 1 opens a patch; (2) the
 byte encoder gives its state; (3) where t closes a patch, the patch is pooled, and the latent
@@ -21,10 +22,9 @@ import numpy as np
 
 from mlx_companion.blt.byte_lm import ByteLM
 from mlx_companion.blt.cache import ByteModel, Cache, Patches
-from mlx_companion.blt.drawing import writable
 from mlx_companion.blt.fused import MASKED
 from mlx_companion.blt.model import BltModel
-from mlx_companion.blt.parts import Parts, join_close
+from mlx_companion.blt.parts import Parts
 from mlx_companion.blt.rolling import View
 from mlx_companion.errors import GenerationError
 
@@ -47,42 +47,10 @@ def advance(model: ByteModel, cache: Cache, ids: Any) -> mx.array:
     Raises:
         GenerationError: not one id per row, or (where ids are computed) one outside the vocabulary.
     """
-    ids = _ids(model, cache, ids, (cache.rows,))
+    ids = checked_ids(model, cache, ids, (cache.rows,))
     if isinstance(model, BltModel):
         return _advance_patched(model, cache, ids)
     return _advance_flat(model, cache, ids)
-
-
-def extend(model: ByteModel, cache: Cache, ids: Any) -> mx.array:
-    """Add L bytes, `margin` at a time: fewer and larger products than byte by byte.
-
-    Args:
-        model: the one that the cache was made for.
-        cache: of one row (of several rows it goes byte by byte); changed in place.
-        ids: (B, L) int, L at least 1.
-
-    Returns:
-        (B, L, V), predictions of the bytes after each of them.
-
-    Raises:
-        GenerationError: ids of another shape, or outside the vocabulary.
-    """
-    ids = _ids(model, cache, ids, (cache.rows, None))
-    length = ids.shape[1]
-    if cache.rows > 1 or length == 1:
-        return mx.stack([advance(model, cache, ids[:, at]) for at in range(length)], axis=1)
-    pieces = []
-    for at in range(0, length, cache.margin):
-        some = ids[:, at : at + cache.margin]
-        if isinstance(model, BltModel):
-            pieces.append(_extend_patched(model, cache, some))
-        else:
-            pieces.append(_extend_flat(model, cache, some))
-        mx.eval(pieces[-1])
-    return pieces[0] if len(pieces) == 1 else mx.concatenate(pieces, axis=1)
-
-
-# --- flat models ---------------------------------------------------------------------------------
 
 
 def _advance_flat(model: ByteLM, cache: Cache, ids: mx.array) -> mx.array:
@@ -92,32 +60,18 @@ def _advance_flat(model: ByteLM, cache: Cache, ids: mx.array) -> mx.array:
     logits, stack.layers = Parts.of(model).flat(ids[:, None], stack.layers, view)
     cache.ids = np.array(ids)
     cache.remember()
-    _added(cache, logits[:, 0], ids[:, None])
+    added(cache, logits[:, 0], ids[:, None])
     return logits[:, 0]
 
 
-def _extend_flat(model: ByteLM, cache: Cache, ids: mx.array) -> mx.array:
-    stack, length = cache.stacks["layers"], ids.shape[1]
-    stack.reserve(cache.positions, length)
-    view = stack.view(cache.positions, length)
-    logits, stack.layers = Parts.of(model).flat(ids, stack.layers, view)
-    for at in range(length):
-        cache.remember()
-        _added(cache, logits[:, at], ids[:, at : at + 1])
-    cache.ids = np.array(ids[:, -1])
-    return logits
-
-
-# --- byte latent transformers --------------------------------------------------------------------
-
-
 def _advance_patched(model: BltModel, cache: Cache, ids: mx.array) -> mx.array:
-    parts, patches = Parts.of(model), _patches(cache)
-    views = _views(cache, ("entropy", "encoder", "decoder"), 1)
+    parts, patches = Parts.of(model), patches_of(cache)
+    views = views_of(cache, ("entropy", "encoder", "decoder"), 1)
     column = ids[:, None]
-    entropies = _entropies(parts, cache, column, views)
+    entropies = entropies_of(parts, cache, column, views)
     encoder = cache.stacks["encoder"]
     h, encoder.layers = parts.encode(cache.recent, column, encoder.layers, views["encoder"])
+    # The device goes on with the encoder while the host waits for the entropies.
     mx.async_eval([ids, h] if entropies is None else [ids, entropies, h])
     cache.remember()
     cache.ids = np.array(ids)
@@ -128,23 +82,25 @@ def _advance_patched(model: BltModel, cache: Cache, ids: mx.array) -> mx.array:
         _close(parts, cache, closes)
     decoder = cache.stacks["decoder"]
     logits, decoder.layers = parts.decode(h, patches.memory, decoder.layers, views["decoder"])
-    _added(cache, logits, column)
+    added(cache, logits, column)
     return logits
 
 
 def _close(parts: Parts, cache: Cache, closes: np.ndarray) -> None:
     """One latent step in the rows whose open patch is closed."""
-    patches, stack = _patches(cache), cache.stacks["latent"]
+    patches, stack = patches_of(cache), cache.stacks["latent"]
+    # Whether rows close decides what is computed, so it has to be known on the host.
     rows = np.flatnonzero(closes)
     cache.latent_rows += len(rows)
     stack.reserve(patches.closed)
     chosen = _few_shapes(rows, cache.rows)
+    # Where all rows are computed, those that close nothing write a slot that is still free.
     own = slice(None) if chosen is None else chosen
-    states, bias = _last_states(patches, patches.open[own], parts.vectors)
+    states, bias = last_states(patches, patches.open[own], parts.vectors)
     view = stack.view(patches.closed[own])
     compact = None
     if chosen is not None:
-        # Rows that are not computed get some other row's keys, in a slot that is still free.
+        # Rows that are not computed get another row's keys, in such a slot too.
         back = np.zeros(cache.rows, dtype=np.int32)
         back[chosen] = np.arange(len(chosen))
         slots = (patches.closed % stack.slots).astype(np.int32)[:, None]
@@ -168,7 +124,7 @@ def _few_shapes(rows: np.ndarray, total: int) -> np.ndarray | None:
     return np.concatenate([rows, np.repeat(rows[:1], count - len(rows))])
 
 
-def _last_states(patches: Patches, lengths: np.ndarray, queries: int) -> tuple[mx.array, mx.array]:
+def last_states(patches: Patches, lengths: np.ndarray, queries: int) -> tuple[mx.array, mx.array]:
     """The encoder's states of the last bytes of all rows, and which of them count.
 
     Args:
@@ -196,130 +152,10 @@ def _last_states(patches: Patches, lengths: np.ndarray, queries: int) -> tuple[m
     return states, mx.array(np.repeat(bias, queries, axis=2))
 
 
-def _extend_patched(model: BltModel, cache: Cache, ids: mx.array) -> mx.array:
-    parts, encoder = Parts.of(model), cache.stacks["encoder"]
-    view = _views(cache, ("encoder",), ids.shape[1])["encoder"]
-    h, encoder.layers = parts.encode(cache.recent, ids, encoder.layers, view)
-    entropies = entropies_ahead(model, cache, ids)
-    return take_in(model, cache, ids, h, entropies)
-
-
-def draft(model: BltModel, cache: Cache, length: int) -> tuple[mx.array, mx.array]:
-    """The most likely next bytes by the byte encoder and decoder alone, on the last closed patch.
-
-    Args:
-        model: the model.
-        cache: of one row, not empty. What its bytes are stays as it is, so that `take_in` can add
-            those bytes.
-        length: L, at most the cache's margin.
-
-    Returns:
-        The bytes (1, L), the first of them what the whole model says, and the encoder's states of
-        them (1, L, D); not computed yet.
-    """
-    parts, patches = Parts.of(model), _patches(cache)
-    allowed = mx.array(writable(model.config.vocabulary))
-    encoder, decoder = cache.stacks["encoder"], cache.stacks["decoder"]
-    recent, positions, logits = cache.recent, cache.positions, cache.logits
-    assert logits is not None
-    ids, states = [], []
-    for at in range(length):
-        best = mx.where(allowed, logits, -mx.inf).argmax(axis=-1, keepdims=True)
-        ids.append(best.astype(mx.int32))
-        views = _views(cache, ("encoder", "decoder"), 1, positions + at)
-        h, encoder.layers = parts.encode(recent, ids[-1], encoder.layers, views["encoder"])
-        states.append(h)
-        recent = mx.concatenate([recent[:, 1:], ids[-1]], axis=1)
-        if at < length - 1:
-            logits, decoder.layers = parts.decode(
-                h, patches.memory, decoder.layers, views["decoder"]
-            )
-    return mx.concatenate(ids, axis=1), mx.concatenate(states, axis=1)
-
-
-def entropies_ahead(model: BltModel, cache: Cache, ids: mx.array) -> mx.array | None:
-    """The entropies (1, L) of L new bytes (1, L); None where patches do not need them."""
-    return _entropies(Parts.of(model), cache, ids, _views(cache, ("entropy",), ids.shape[1]))
-
-
-def take_in(
-    model: BltModel, cache: Cache, ids: mx.array, h: mx.array, entropies: mx.array | None
-) -> mx.array:
-    """Several bytes of one row whose encoder states and entropies are known already.
-
-    Args:
-        model: the model.
-        cache: of one row; its encoder and entropy model have seen the bytes.
-        ids: (1, L).
-        h: (1, L, D), states of the bytes.
-        entropies: (1, L), or None.
-
-    Returns:
-        (1, L, V).
-    """
-    parts, patches = Parts.of(model), _patches(cache)
-    length = ids.shape[1]
-    mx.async_eval([ids, h] if entropies is None else [ids, entropies, h])
-    values = np.array(ids)
-    nats = np.zeros(values.shape) if entropies is None else np.array(entropies)
-    before = [patches.copy()]
-    for at in range(length):
-        now = before[-1].copy()
-        closes = bool(now.clock.step(values[:, at], nats[:, at])[0])
-        now.states.append(h[:, at : at + 1])
-        now.open = np.zeros_like(now.open) if closes else now.open + 1
-        now.closed = now.closed + closes
-        before.append(now)
-    memory = _close_in_turn(parts, cache, before)
-    source = np.array([now.closed[0] - patches.closed[0] for now in before[1:]])
-    decoder = cache.stacks["decoder"]
-    view = _views(cache, ("decoder",), length)["decoder"]
-    logits, decoder.layers = parts.decode_many(
-        h, memory, mx.array(source[None].astype(np.int32)), decoder.layers, view
-    )
-    for at, now in enumerate(before[1:]):
-        now.memory = [(k[:, source[at], None], v[:, source[at], None]) for k, v in memory]
-        cache.remember()
-        cache.patches = now
-        _added(cache, logits[:, at], ids[:, at : at + 1])
-    cache.ids = values[:, -1].astype(np.int32)
-    return logits
-
-
-def _close_in_turn(parts: Parts, cache: Cache, along: list[Patches]) -> list[Any]:
-    """Latent positions of all patches that are closed along the way, in one step.
-
-    Args:
-        parts: of the model.
-        cache: as it was before.
-        along: patches of one row before the first byte and after each.
-
-    Returns:
-        Per cross-attention of the decoder, keys and values (1, 1 + P, k, H, W): of the patch that
-        was closed last before, and of the P new ones.
-    """
-    patches, stack = _patches(cache), cache.stacks["latent"]
-    closing = [at for at in range(1, len(along)) if along[at].closed[0] > along[at - 1].closed[0]]
-    if not closing:
-        return patches.memory
-    parts_of = []
-    for at in closing:
-        lengths = along[at - 1].open + 1
-        parts_of.append(_last_states(along[at], lengths, parts.vectors))
-    stack.reserve(patches.closed, len(closing))
-    view = stack.view(patches.closed, len(closing))
-    vectors = mx.concatenate([parts.pool(states, bias) for states, bias in parts_of], axis=1)
-    new, stack.layers = parts.latents(vectors, stack.layers, view)
-    cache.latent_rows += len(closing)
-    return [join_close(old, one) for old, one in zip(patches.memory, new, strict=True)]
-
-
-# --- both ----------------------------------------------------------------------------------------
-
-
-def _entropies(
+def entropies_of(
     parts: Parts, cache: Cache, ids: mx.array, views: dict[str, View]
 ) -> mx.array | None:
+    """Entropies (B, L) of the bytes behind new ones (B, L); None where patches need none."""
     stack = cache.stacks.get("entropy")
     if stack is None:
         return None
@@ -327,7 +163,7 @@ def _entropies(
     return entropies
 
 
-def _views(
+def views_of(
     cache: Cache, names: tuple[str, ...], count: int, positions: np.ndarray | None = None
 ) -> dict[str, View]:
     """Views of the next `count` bytes; stacks that see the same share one."""
@@ -340,6 +176,7 @@ def _views(
             continue
         stack.reserve(positions, count)
         block = stack.block
+        # A view costs a few dozen microseconds, most of them for its bias.
         same = (stack.slots, block.window, block.head_width, block.rope_theta)
         if same not in known:
             known[same] = stack.view(positions, count)
@@ -347,19 +184,29 @@ def _views(
     return views
 
 
-def _added(cache: Cache, logits: mx.array, ids: mx.array) -> None:
+def added(cache: Cache, logits: mx.array, ids: mx.array) -> None:
+    """Take note of one new byte per row: logits (B, V) behind it, ids (B, 1)."""
     cache.positions = cache.positions + 1
     cache.recent = mx.concatenate([cache.recent[:, 1:], ids], axis=1)
     cache.logits = logits
     cache.forget()
 
 
-def _patches(cache: Cache) -> Patches:
+def patches_of(cache: Cache) -> Patches:
+    """The patches of a cache that has some."""
     assert cache.patches is not None
     return cache.patches
 
 
-def _ids(model: ByteModel, cache: Cache, ids: Any, shape: tuple[int | None, ...]) -> mx.array:
+def checked_ids(
+    model: ByteModel, cache: Cache, ids: Any, shape: tuple[int | None, ...]
+) -> mx.array:
+    """Ids of the wanted shape (None for any size) as int32.
+
+    Raises:
+        GenerationError: another shape, or an id outside the vocabulary.
+    """
+    # Looking at ids that are not computed yet would wait for them.
     known = not isinstance(ids, mx.array)
     values = mx.array(np.asarray(ids, dtype=np.int32)) if known else ids.astype(mx.int32)
     fits = len(values.shape) == len(shape) and all(

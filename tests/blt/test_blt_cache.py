@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 
 from mlx_companion.blt.cache import Cache, make_cache
 from mlx_companion.blt.cache_file import load_cache, save_cache
+from mlx_companion.blt.chunks import extend
 from mlx_companion.blt.config import BlockConfig
 from mlx_companion.blt.prefill import prefill
 from mlx_companion.blt.rolling import RollingKV, write
-from mlx_companion.blt.stepping import advance, extend
+from mlx_companion.blt.stepping import advance
 from mlx_companion.errors import ConfigError, GenerationError, ModelNotFoundError, WeightsError
 
 CLOSE = 2e-5

@@ -14,11 +14,12 @@ from blt_writing import closes, flat, full_logits, patched, texts
 
 from mlx_companion.blt import rolling
 from mlx_companion.blt.cache import Cache, make_cache
+from mlx_companion.blt.chunks import extend
 from mlx_companion.blt.config import BlockConfig, HashConfig
 from mlx_companion.blt.hash_table import MappedHashEmbedding
 from mlx_companion.blt.model import BltModel
 from mlx_companion.blt.prefill import prefill
-from mlx_companion.blt.stepping import advance, extend
+from mlx_companion.blt.stepping import advance
 from mlx_companion.errors import ConfigError, GenerationError
 
 CLOSE = 2e-5
