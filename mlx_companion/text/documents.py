@@ -70,7 +70,8 @@ def read_documents(files: Files, separator: str | None = None) -> list[bytes]:
         contents = [piece for content in contents for piece in content.split(mark)]
     documents = [content for content in contents if content]
     if not documents:
-        raise DataError(f"{len(paths)} files, and no text in any of them", path=paths[0])
+        others = f", nor in the {len(paths) - 1} other files" if len(paths) > 1 else ""
+        raise DataError(f"there is no text in it{others}; give one byte or more", path=paths[0])
     return documents
 
 

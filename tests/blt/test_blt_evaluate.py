@@ -165,7 +165,7 @@ def test_texts_that_cannot_be_read(model: BltModel, text: str | bytes | Path, sa
 
 def test_empty_files_are_no_text(model: BltModel, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").touch()
-    with pytest.raises(DataError, match="no text in any of them"):
+    with pytest.raises(DataError, match="there is no text in it"):
         bits_per_byte(model, tmp_path / "empty.txt")
 
 
