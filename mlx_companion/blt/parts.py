@@ -65,6 +65,10 @@ class Parts:
             object.__setattr__(model, "_parts", known)
         return known
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy of a model makes its own.
+        return type(None), ()
+
     def _flat(self, ids: mx.array, kept: Sequence[KeysValues], view: View) -> Any:
         """(B, L) -> logits (B, L, V)."""
         return _flat(self.model.model, ids, kept, view)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -248,6 +249,15 @@ def test_ids_that_are_not_computed_yet() -> None:
         logits = advance(model, cache, mx.array(ids[:, t]) + mx.array(0))
         assert cache.ids.tolist() == [ids[0, t]]
     assert np.abs(np.array(logits) - full[:, -1]).max() < CLOSE
+
+
+def test_a_copy_of_a_model_goes_its_own_way() -> None:
+    model, ids = patched("space"), texts(1, 12)
+    before = stepped(model, make_cache(model), ids)
+    other = copy.deepcopy(model)
+    other.lm_head.weight = -other.lm_head.weight
+    assert np.abs(stepped(other, make_cache(other), ids) + before).max() < CLOSE
+    assert np.array_equal(stepped(model, make_cache(model), ids), before)
 
 
 @pytest.mark.parametrize(
