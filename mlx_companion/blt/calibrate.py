@@ -1,7 +1,7 @@
 """The threshold that gives patches of a wanted mean length, and statistics of patches.
 
 A threshold in nats means nothing by itself: the same number gives one byte per patch on one text
-and nine on another (upstream issue 141 of Meta's code). What a person knows is how many bytes a
+and nine on another (reported of the released model). What a person knows is how many bytes a
 patch should hold, because the cost per byte follows from it::
 
     entropies = [model.entropies(ids) for ids in texts]
