@@ -1,7 +1,7 @@
 """Shapes of byte models by name, for training runs that do not spell one out.
 
     BltModel(blt_preset("small"))
-    ByteLM(flat_preset("small"))          # a flat model of about the same training cost per byte
+    ByteLM(flat_preset("small"))          # a flat model to compare with; it costs more per byte
     ByteLM(entropy_preset("small"))       # the model that places the boundaries of the first
 
 "tiny" is for tests and first tries, "small" for an hour on a CPU (the shapes that

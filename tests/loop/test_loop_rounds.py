@@ -298,7 +298,7 @@ def test_round_goes_on_after_its_profile_was_rewritten(world: Path) -> None:
 @pytest.mark.parametrize("poison", ["garbage", "repeat"])
 def test_poisoned_round_is_rejected(tmp_path: Path, poison: str) -> None:
     build(tmp_path, ending=BRIEF)
-    spoiling = {"train.epochs": 3, "train.batch_tokens": 1024, "serve.max_tokens": 24}
+    spoiling = {"train.epochs": 8, "train.batch_tokens": 1024, "serve.max_tokens": 24}
     report = one_round(tmp_path, poison, **spoiling).report
     # The version in use was mostly good, so harm can be seen.
     assert report["before"] > 0.7
