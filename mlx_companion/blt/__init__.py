@@ -23,6 +23,8 @@ constraints         text that has to match a pattern or a schema
 """
 
 from mlx_companion.blt.byte_lm import ByteLM
+from mlx_companion.blt.cache import make_cache
+from mlx_companion.blt.cache_file import load_cache, save_cache
 from mlx_companion.blt.calibrate import PatchStatistics, calibrate_threshold, patch_statistics
 from mlx_companion.blt.config import (
     BlockConfig,
@@ -84,6 +86,8 @@ __all__ = [
     "json_schema",
     "json_value",
     "load",
+    "load_cache",
+    "make_cache",
     "make_patching",
     "nats_of_ids",
     "patch_statistics",
@@ -91,6 +95,7 @@ __all__ = [
     "regex",
     "robustness",
     "save",
+    "save_cache",
     "save_plot",
     "stream_generate",
 ]
