@@ -1,4 +1,4 @@
-"""SwiGLU, attention and cross-entropy with gradients of their own, as fast as a CPU allows.
+"""SwiGLU and attention with gradients of their own, as fast as a CPU allows.
 
 MLX's Linux CPU backend runs `exp` one element at a time and every operation as a pass of its own;
 `models.fast_cpu` has an `exp` made of vectorized operations. Here whole expressions around it are
@@ -68,23 +68,6 @@ def attend(q: mx.array, k: mx.array, v: mx.array, bias: mx.array, keep: bool = F
     function: Any = _attend_keeping if keep else _attend
     result = function(folded, k, v, bias if bias.ndim == 2 else bias[:, :, None])
     return (result[0] if keep else result).reshape(X, H, L, W)
-
-
-def cross_entropy(logits: mx.array, labels: mx.array, weights: mx.array) -> mx.array:
-    """Weighted sum of cross-entropies.
-
-    Args:
-        logits: (M, V).
-        labels: (M,) int.
-        weights: (M,) what each row counts; 0 for rows without a target.
-
-    Returns:
-        Nats, a scalar.
-    """
-    if fast_cpu.wanted() and logits.dtype == mx.float32:
-        result: Any = _cross_entropy(logits, labels, weights)
-        return result[0]
-    return (mx.fast.cross_entropy(logits.astype(mx.float32), labels) * weights).sum()
 
 
 def _shifted_exp(scores: mx.array, largest: mx.array) -> mx.array:
@@ -192,16 +175,3 @@ def _attention_weights(q: mx.array, k: mx.array, bias: mx.array) -> tuple[mx.arr
     shifted = _shifted_exp_compiled(scores, scores.max(axis=-1, keepdims=True))
     shifted = shifted.reshape(X, K, RL, S)
     return shifted, shifted.sum(axis=-1, keepdims=True)
-
-
-@mx.custom_function
-def _cross_entropy(
-    logits: mx.array, labels: mx.array, weights: mx.array
-) -> tuple[mx.array, mx.array]:
-    return fast_cpu.cross_entropy(logits, labels, weights)
-
-
-@_cross_entropy.vjp
-def _cross_entropy_vjp(primals: Any, cotangents: Any, outputs: Any) -> Any:
-    _, labels, weights = primals
-    return cotangents[0] * outputs[1], mx.zeros_like(labels), mx.zeros_like(weights)

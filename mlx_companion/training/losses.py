@@ -153,7 +153,7 @@ def _head_loss(
             total = total + (mx.fast.cross_entropy(logits, y) * w).sum()
         else:
             # Its second result is not asked for, so it is not computed.
-            total = total + _cross_entropy(logits, y, w)[0]
+            total = total + cross_entropy_with_gradient(logits, y, w)[0]
     return total
 
 
@@ -171,7 +171,7 @@ def _with_gradient(head: Head, size: int) -> Any:
         for i in range(0, len(h), size):
             own = _after(h[i : i + size], slopes[-1]) if slopes else h[i : i + size]
             logits = head(own)
-            loss, slope = _cross_entropy(
+            loss, slope = cross_entropy_with_gradient(
                 logits.astype(mx.float32), y[i : i + size], w[i : i + size]
             )
             # Only products of `slope` come out of this; nothing of the head runs twice.
@@ -189,7 +189,7 @@ def _with_gradient(head: Head, size: int) -> Any:
     return total
 
 
-def _cross_entropy(
+def cross_entropy_with_gradient(
     logits: mx.array, labels: mx.array, weights: mx.array
 ) -> tuple[mx.array, mx.array]:
     """Weighted sum of float32 cross-entropies, and its gradient in the logits."""

@@ -14,8 +14,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_companion.models import fast_cpu
 from mlx_companion.text.packing import PackedBatch
+from mlx_companion.training.losses import cross_entropy_with_gradient
 
 Forward = Callable[[nn.Module, PackedBatch], mx.array]
 
@@ -63,11 +63,7 @@ def cross_entropy(logits: mx.array, labels: mx.array, weights: mx.array) -> mx.a
 def _with_gradient(
     logits: mx.array, labels: mx.array, weights: mx.array
 ) -> tuple[mx.array, mx.array]:
-    if fast_cpu.wanted():
-        return fast_cpu.cross_entropy(logits, labels, weights)
-    loss = (mx.fast.cross_entropy(logits, labels) * weights).sum()
-    gradient = mx.softmax(logits, axis=-1) * weights[:, None]
-    return loss, gradient.at[mx.arange(labels.size), labels].subtract(weights)
+    return cross_entropy_with_gradient(logits, labels, weights)
 
 
 @_with_gradient.vjp

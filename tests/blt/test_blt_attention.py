@@ -128,20 +128,3 @@ def test_elementwise_functions_and_their_gradients(
     slopes = mx.grad(lambda a: (fused.softmax(a) * mx.array(y, dtype=mx.float32)).sum())(single)
     expected = weights * (y - (weights * y).sum(-1, keepdims=True))
     np.testing.assert_allclose(np.array(slopes), expected, atol=1e-5)
-
-
-@pytest.mark.parametrize("fast", [False, True], ids=["mlx", "fast"])
-def test_cross_entropy_weighs_rows(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fast_cpu, "wanted", lambda: fast)
-    rng = np.random.default_rng(1)
-    logits, labels = rng.standard_normal((9, 30)), rng.integers(0, 30, 9)
-    weights = np.array([1, 0, 2, 1, 1, 0.5, 1, 1, 0])
-    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    value, slope = mx.value_and_grad(
-        lambda a: fused.cross_entropy(a, mx.array(labels), mx.array(weights, dtype=mx.float32))
-    )(mx.array(logits, dtype=mx.float32))
-    assert float(value) == pytest.approx(
-        -(np.log(p[np.arange(9), labels]) * weights).sum(), rel=1e-5
-    )
-    expected = (p - np.eye(30)[labels]) * weights[:, None]
-    np.testing.assert_allclose(np.array(slope), expected, atol=1e-6)
