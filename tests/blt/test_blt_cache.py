@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +24,7 @@ from mlx_companion.errors import ConfigError, GenerationError, ModelNotFoundErro
 CLOSE = 2e-5
 
 
-@pytest.fixture(autouse=True)
-def uncompiled() -> Iterator[None]:
-    """Without `mx.compile`, which on Linux runs a C++ compiler for each new expression."""
-    mx.disable_compile()
-    yield
-    mx.enable_compile()
+pytestmark = pytest.mark.usefixtures("uncompiled")
 
 
 def read(model: Any, ids: np.ndarray, rows: int = 1, margin: int = 64) -> Cache:

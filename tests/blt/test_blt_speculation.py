@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import mlx.core as mx
@@ -22,12 +21,7 @@ from mlx_companion.text.byte_text import encode_bytes
 PROMPTS = ["", "a", "Hello world", "Straße", "0101", "   ", "x\x00y", "The end."]
 
 
-@pytest.fixture(autouse=True)
-def uncompiled() -> Iterator[None]:
-    """Without `mx.compile`, which on Linux runs a C++ compiler for each new expression."""
-    mx.disable_compile()
-    yield
-    mx.enable_compile()
+pytestmark = pytest.mark.usefixtures("uncompiled")
 
 
 @pytest.fixture(scope="module")
