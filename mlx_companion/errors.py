@@ -17,6 +17,12 @@ A message says what was given, what was expected and what to do. Callers catch
     ├── StoreError             the local database cannot be opened, read or migrated
     ├── LoopError              a round of the self-improvement loop cannot go on
     ├── HardwareError          an accelerator was asked for that this machine lacks
+    ├── KernelError            an accelerator kernel cannot be built, or failed on the bench
+    │   ├── KernelBuildError   its source does not compile
+    │   ├── KernelBoundsError  it reads or writes outside of a buffer
+    │   ├── KernelRaceError    two threads touch the same memory with nothing to order them
+    │   ├── KernelUninitializedError  it uses memory that nothing has written
+    │   └── KernelDivergenceError     threads of a group wait at different barriers
     ├── DiskFullError          a write failed for want of space; nothing was replaced
     └── MissingExtraError      an optional dependency is not installed            (also ImportError)
 
@@ -108,6 +114,30 @@ class LoopError(CompanionError):
 
 class HardwareError(CompanionError):
     """An accelerator was asked for that this machine does not have."""
+
+
+class KernelError(CompanionError):
+    """An accelerator kernel cannot be built, or did something wrong on the bench."""
+
+
+class KernelBuildError(KernelError):
+    """A kernel's source does not compile."""
+
+
+class KernelBoundsError(KernelError):
+    """A kernel reads or writes outside of a buffer."""
+
+
+class KernelRaceError(KernelError):
+    """Two threads touch the same memory, one of them writing, with nothing to order them."""
+
+
+class KernelUninitializedError(KernelError):
+    """A kernel uses memory that nothing has written."""
+
+
+class KernelDivergenceError(KernelError):
+    """Threads that must meet at a barrier or a collective operation do not."""
 
 
 class DiskFullError(CompanionError, OSError):

@@ -13,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_companion.blt.fused import MASKED, attend
-from mlx_companion.models.fast_cpu import wanted
+from mlx_companion.kernels.fast_math import wanted
 
 # Queries per block of attention without a window: on a CPU short ones, which skip most of the
 # scores above the diagonal; elsewhere long ones, which keep the processor busy.

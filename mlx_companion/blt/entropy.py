@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
-from mlx_companion.blt.fused import exp
+from mlx_companion.kernels.fast_math import exp
 
 # e^-60 is 1e-26: such a byte adds nothing, and an impossible one (-inf) must not give 0 * inf.
 _LOWEST = -60.0

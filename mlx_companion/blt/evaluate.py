@@ -27,10 +27,10 @@ import numpy as np
 
 from mlx_companion.blt.byte_lm import ByteLM
 from mlx_companion.blt.flops import inference_flops
-from mlx_companion.blt.fused import exp
 from mlx_companion.blt.model import BltModel
 from mlx_companion.blt.windows import Windows, default_stride, window_batches, window_count
 from mlx_companion.errors import DataError, ModelError
+from mlx_companion.kernels.fast_math import exp
 from mlx_companion.text.byte_text import BOS, decode_bytes, encode_bytes
 from mlx_companion.text.documents import read_documents
 

@@ -14,7 +14,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_companion.models import fast_cpu
+from mlx_companion.kernels import fast_math
 
 # Added to the score of a key that must not be seen; e to that is 0 in float32.
 MASKED = -1e9
@@ -22,26 +22,10 @@ MASKED = -1e9
 
 def swiglu(gate: mx.array, x: mx.array) -> mx.array:
     """silu(gate) * x, elementwise, with any shapes that are equal."""
-    if fast_cpu.wanted() and gate.dtype == mx.float32:
+    if fast_math.wanted() and gate.dtype == mx.float32:
         result: Any = _swiglu(gate, x)
         return result
     return nn.silu(gate) * x
-
-
-def softmax(scores: mx.array) -> mx.array:
-    """Softmax over the last axis."""
-    if fast_cpu.wanted() and scores.dtype == mx.float32:
-        result: Any = _softmax(scores)
-        return result
-    return mx.softmax(scores, axis=-1)
-
-
-def exp(x: mx.array) -> mx.array:
-    """e^x; on Linux CPUs for x in [-60, 60] and constant outside."""
-    if fast_cpu.wanted() and x.dtype == mx.float32:
-        result: Any = _exp(x)
-        return result
-    return mx.exp(x)
 
 
 def attend(q: mx.array, k: mx.array, v: mx.array, bias: mx.array, keep: bool = False) -> mx.array:
@@ -57,7 +41,7 @@ def attend(q: mx.array, k: mx.array, v: mx.array, bias: mx.array, keep: bool = F
     Returns:
         (X, H, L, W).
     """
-    if not (fast_cpu.wanted() and q.dtype == mx.float32):
+    if not (fast_math.wanted() and q.dtype == mx.float32):
         bias = bias.astype(q.dtype)
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=q.shape[-1] ** -0.5, mask=bias)
     X, H, L, W = q.shape
@@ -70,18 +54,14 @@ def attend(q: mx.array, k: mx.array, v: mx.array, bias: mx.array, keep: bool = F
     return (result[0] if keep else result).reshape(X, H, L, W)
 
 
-def _shifted_exp(scores: mx.array, largest: mx.array) -> mx.array:
-    return fast_cpu.exp(scores - largest)
-
-
 def _silu_times(gate: mx.array, x: mx.array) -> mx.array:
-    return gate * fast_cpu.sigmoid(gate) * x
+    return gate * fast_math.raw_sigmoid(gate) * x
 
 
 def _silu_times_slopes(
     gate: mx.array, x: mx.array, cotangent: mx.array
 ) -> tuple[mx.array, mx.array]:
-    s = fast_cpu.sigmoid(gate)
+    s = fast_math.raw_sigmoid(gate)
     through = cotangent * s
     return through * x * (1 + gate * (1 - s)), through * gate
 
@@ -90,32 +70,9 @@ def _score_slopes(weights: mx.array, slopes: mx.array, shares: mx.array) -> mx.a
     return weights * (slopes - shares)
 
 
-_exp_compiled = mx.compile(fast_cpu.exp)
-_shifted_exp_compiled = mx.compile(_shifted_exp)
 _silu_times_compiled = mx.compile(_silu_times)
 _silu_times_slopes_compiled = mx.compile(_silu_times_slopes)
 _score_slopes_compiled = mx.compile(_score_slopes)
-
-
-@mx.custom_function
-def _exp(x: mx.array) -> mx.array:
-    return _exp_compiled(x)
-
-
-@_exp.vjp
-def _exp_vjp(primals: Any, cotangent: mx.array, output: mx.array) -> Any:
-    return cotangent * output
-
-
-@mx.custom_function
-def _softmax(scores: mx.array) -> mx.array:
-    shifted = _shifted_exp_compiled(scores, scores.max(axis=-1, keepdims=True))
-    return shifted * mx.reciprocal(shifted.sum(axis=-1, keepdims=True))
-
-
-@_softmax.vjp
-def _softmax_vjp(primals: Any, cotangent: mx.array, output: mx.array) -> Any:
-    return output * (cotangent - (cotangent * output).sum(axis=-1, keepdims=True))
 
 
 @mx.custom_function
@@ -172,6 +129,6 @@ def _attention_weights(q: mx.array, k: mx.array, bias: mx.array) -> tuple[mx.arr
     X, K, RL, _ = q.shape
     L, S = bias.shape[-2:]
     scores = (q @ k.swapaxes(-1, -2)).reshape(X, K, RL // L, L, S) + bias
-    shifted = _shifted_exp_compiled(scores, scores.max(axis=-1, keepdims=True))
+    shifted = fast_math.shifted_exp(scores)
     shifted = shifted.reshape(X, K, RL, S)
     return shifted, shifted.sum(axis=-1, keepdims=True)

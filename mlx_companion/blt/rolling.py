@@ -27,7 +27,7 @@ from mlx_companion.blt.attention import Sight
 from mlx_companion.blt.config import BlockConfig
 from mlx_companion.blt.fused import MASKED, attend
 from mlx_companion.blt.layers import Attention, Block
-from mlx_companion.models.fast_cpu import wanted
+from mlx_companion.kernels.fast_math import wanted
 
 KeysValues = tuple[mx.array, mx.array]
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_companion.blt.fused import exp, softmax
+from mlx_companion.kernels.fast_math import exp, softmax
 
 _LOWEST = -1e30
 

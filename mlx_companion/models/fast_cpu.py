@@ -24,49 +24,20 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-# exp(-60) is 1e-26: nothing beside a softmax's largest term, and far from denormal numbers,
-# which some processors handle a hundred times slower.
-LOWEST = -60.0
-_LOG2_E = 1.4426950408889634
-# Adding 1.5 * 2^23 rounds a float32 to a whole number, which then sits in its lowest bits.
-_ROUND = 12582912.0
-# Chebyshev fit of 2^f for |f| <= 1/2, lowest power first; relative error 6e-8.
-_POWERS = (
-    1.0000000522917607,
-    0.6931472000679483,
-    0.24022211657948608,
-    0.055503406680999026,
-    0.009670767875351939,
-    0.001339528536412053,
-)
+from mlx_companion.kernels.fast_math import exp_below, raw_sigmoid, raw_softmax, wanted
+
 _MASKED = -1e9
-
-
-def exp(x: mx.array) -> mx.array:
-    """e^x for float32 x, exact to 4e-6 (relative) in [-60, 60] and constant outside."""
-    return _exp_below(mx.minimum(x, -LOWEST))
-
-
-def sigmoid(x: mx.array) -> mx.array:
-    """1 / (1 + e^-x) for float32 x."""
-    return mx.reciprocal(1 + exp(-x))
-
-
-def softmax(scores: mx.array) -> mx.array:
-    """Softmax over the last axis of float32 scores."""
-    shifted = _exp_below(scores - scores.max(axis=-1, keepdims=True))
-    return shifted * mx.reciprocal(shifted.sum(axis=-1, keepdims=True))
 
 
 @mx.custom_function
 def _swiglu(gate: mx.array, x: mx.array) -> mx.array:
-    return gate * sigmoid(gate) * x
+    return gate * raw_sigmoid(gate) * x
 
 
 @_swiglu.vjp
 def _swiglu_vjp(primals: Any, cotangent: mx.array, output: mx.array) -> Any:
     gate, x = primals
-    s = sigmoid(gate)
+    s = raw_sigmoid(gate)
     through = cotangent * s
     return through * x * (1 + gate * (1 - s)), through * gate
 
@@ -109,7 +80,7 @@ def cross_entropy(
         The weighted sum in nats, and its gradient in the logits (N, V).
     """
     largest = logits.max(axis=-1, keepdims=True)
-    shifted = _exp_below(logits - largest)
+    shifted = exp_below(logits - largest)
     total = shifted.sum(axis=-1)
     picked = mx.take_along_axis(logits, labels[:, None], axis=-1)
     losses = mx.log(total) + (largest - picked).squeeze(-1)
@@ -141,12 +112,6 @@ def attention(
     return result.reshape(B, H, L, D)
 
 
-def wanted() -> bool:
-    """Whether this machine gains: MLX's default device is a CPU without vectorized `exp`."""
-    on_cpu = mx.default_device().type == mx.DeviceType.cpu
-    return on_cpu and not sys.platform.startswith("darwin")
-
-
 @contextmanager
 def fast_cpu(model: nn.Module, enabled: bool | None = None) -> Iterator[bool]:
     """Run a model's SwiGLU and attention with the functions above inside the block.
@@ -173,24 +138,12 @@ def fast_cpu(model: nn.Module, enabled: bool | None = None) -> Iterator[bool]:
             setattr(home, name, original)
 
 
-def _exp_below(x: mx.array) -> mx.array:
-    """`exp` for x <= 60."""
-    y = mx.maximum(x, LOWEST) * _LOG2_E
-    rounded = y + _ROUND
-    f = y - (rounded - _ROUND)
-    power = _POWERS[-1] * f + _POWERS[-2]
-    for coefficient in _POWERS[-3::-1]:
-        power = power * f + coefficient
-    # Multiplying by 2^k is adding k to the exponent's bits.
-    return (power.view(mx.int32) + (rounded.view(mx.int32) << 23)).view(mx.float32)
-
-
 def _weights(q: mx.array, k: mx.array, bias: mx.array) -> mx.array:
     """Attention weights: q (B, K, R L, D), k (B, K, S, D), bias (L, S) or (B, 1, 1, L, S)."""
     B, K, RL, _ = q.shape
     L, S = bias.shape[-2:]
     scores = (q @ k.swapaxes(-1, -2)).reshape(B, K, RL // L, L, S) + bias
-    return softmax(scores).reshape(B, K, RL, S)
+    return raw_softmax(scores).reshape(B, K, RL, S)
 
 
 def _bias(mask: str | mx.array | None, queries: int, keys: int) -> mx.array:

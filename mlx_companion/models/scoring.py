@@ -17,7 +17,8 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_companion.errors import GenerationError
-from mlx_companion.models.fast_cpu import exp, fast_cpu
+from mlx_companion.kernels.fast_math import raw_exp
+from mlx_companion.models.fast_cpu import fast_cpu
 from mlx_companion.models.heads import split_head
 from mlx_companion.models.load import LanguageModel
 from mlx_companion.models.prefix import can_share, run_prefixed
@@ -104,7 +105,7 @@ def scored_logits(lm: LanguageModel, rows: Sequence[Row]) -> mx.array:
 def _logprobs(logits: mx.array, targets: mx.array) -> mx.array:
     """Log-probability (N,) of each target under logits (N, V)."""
     largest = logits.max(axis=-1, keepdims=True)
-    total = exp(logits - largest).sum(axis=-1)
+    total = raw_exp(logits - largest).sum(axis=-1)
     picked = mx.take_along_axis(logits, targets[:, None], axis=-1)
     return (picked - largest).squeeze(-1) - mx.log(total)
 

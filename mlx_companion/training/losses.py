@@ -21,6 +21,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from mlx_companion.errors import DataError
+from mlx_companion.kernels import fast_math
 from mlx_companion.models import fast_cpu
 from mlx_companion.models.heads import split_head
 from mlx_companion.models.prefix import can_share, run_prefixed, shared_length
@@ -193,7 +194,7 @@ def cross_entropy_with_gradient(
     logits: mx.array, labels: mx.array, weights: mx.array
 ) -> tuple[mx.array, mx.array]:
     """Weighted sum of float32 cross-entropies, and its gradient in the logits."""
-    if fast_cpu.wanted():
+    if fast_math.wanted():
         return fast_cpu.cross_entropy(logits, labels, weights)
     loss = (mx.fast.cross_entropy(logits, labels) * weights).sum()
     gradient = mx.softmax(logits, axis=-1) * weights[:, None]

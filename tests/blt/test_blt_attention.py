@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mlx_companion.blt import attention, fused
 from mlx_companion.blt.attention import Sight
-from mlx_companion.models import fast_cpu
+from mlx_companion.kernels import fast_math
 
 
 def mask(length: int, window: int | None, documents: np.ndarray | None) -> np.ndarray:
@@ -68,7 +68,7 @@ def test_blocks_equal_a_full_mask(
 def test_gradients_equal_those_of_a_full_mask(
     length: int, window: int | None, several: bool, fast: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fast_cpu, "wanted", lambda: fast)
+    monkeypatch.setattr(fast_math, "wanted", lambda: fast)
     monkeypatch.setattr(attention, "wanted", lambda: fast)
     arrays = inputs(length, 2, 2, 1, length, 4)
     documents = documents_of(np.random.default_rng(5), 2, length) if several else None
@@ -107,7 +107,7 @@ def test_keeping_the_weights_changes_nothing() -> None:
 def test_elementwise_functions_and_their_gradients(
     fast: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fast_cpu, "wanted", lambda: fast)
+    monkeypatch.setattr(fast_math, "wanted", lambda: fast)
     rng = np.random.default_rng(0)
     x, y = rng.uniform(-9, 9, (2, 50, 13))
     silu, slope = x / (1 + np.exp(-x)), 1 / (1 + np.exp(-x))
@@ -118,13 +118,13 @@ def test_elementwise_functions_and_their_gradients(
     np.testing.assert_allclose(np.array(dx), y * slope * (1 + x * (1 - slope)), atol=1e-4)
     np.testing.assert_allclose(np.array(dy), silu, atol=1e-4)
     single = mx.array(x, dtype=mx.float32)
-    np.testing.assert_allclose(np.array(fused.exp(single)), np.exp(x), rtol=1e-5)
+    np.testing.assert_allclose(np.array(fast_math.exp(single)), np.exp(x), rtol=1e-5)
     np.testing.assert_allclose(
-        np.array(mx.grad(lambda a: fused.exp(a).sum())(single)), np.exp(x), rtol=1e-5
+        np.array(mx.grad(lambda a: fast_math.exp(a).sum())(single)), np.exp(x), rtol=1e-5
     )
     weights = np.exp(x - x.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
-    np.testing.assert_allclose(np.array(fused.softmax(single)), weights, atol=1e-6)
-    slopes = mx.grad(lambda a: (fused.softmax(a) * mx.array(y, dtype=mx.float32)).sum())(single)
+    np.testing.assert_allclose(np.array(fast_math.softmax(single)), weights, atol=1e-6)
+    slopes = mx.grad(lambda a: (fast_math.softmax(a) * mx.array(y, dtype=mx.float32)).sum())(single)
     expected = weights * (y - (weights * y).sum(-1, keepdims=True))
     np.testing.assert_allclose(np.array(slopes), expected, atol=1e-5)

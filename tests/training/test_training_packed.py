@@ -15,7 +15,7 @@ from packed_models import byte_model, count_flops, packed
 from training_models import arrays, buckets, distance, same
 
 from mlx_companion.errors import ConfigError, Stopped
-from mlx_companion.models import fast_cpu
+from mlx_companion.kernels import fast_math
 from mlx_companion.training import Callback, MetricsLog, StepInfo, TrainConfig, Trainer
 from mlx_companion.training.gradients import GradientEngine
 from mlx_companion.training.packed_loss import PackedLoss, cross_entropy
@@ -59,7 +59,7 @@ def reference(model: nn.Module, batch: Any) -> mx.array:
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_cross_entropy_and_its_gradient(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fast_cpu, "wanted", lambda: fast)
+    monkeypatch.setattr(fast_math, "wanted", lambda: fast)
     logits = 3 * mx.random.normal((12, 30), key=mx.random.key(0))
     labels = mx.random.randint(0, 30, (12,), key=mx.random.key(1))
     weights = mx.array([1.0, 0.0, 0.5] * 4)
@@ -271,7 +271,7 @@ def test_parameters_of_the_model_are_all_trained() -> None:
 
 @pytest.mark.parametrize("fast", [False, True], ids=["mlx", "fast"])
 def test_cross_entropy_weighs_rows(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fast_cpu, "wanted", lambda: fast)
+    monkeypatch.setattr(fast_math, "wanted", lambda: fast)
     rng = np.random.default_rng(1)
     logits, labels = rng.standard_normal((9, 30)), rng.integers(0, 30, 9)
     weights = np.array([1, 0, 2, 1, 1, 0.5, 1, 1, 0])
