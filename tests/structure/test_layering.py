@@ -81,10 +81,16 @@ def layer_of(path: Path, root: Path) -> str:
     return relative.parts[0] if len(relative.parts) > 1 else relative.stem
 
 
+def modules(root: Path) -> list[Path]:
+    """Every module under the package folder `root`; linked folders, which `rglob` skips, too."""
+    linked = [path for path in root.iterdir() if path.is_symlink()]
+    return sorted(path for folder in (root, *linked) for path in folder.rglob("*.py"))
+
+
 def violations(root: Path) -> list[str]:
     """Every import under the package folder `root` that goes the wrong way."""
     wrong = []
-    for path in sorted(root.rglob("*.py")):
+    for path in modules(root):
         own = layer_of(path, root)
         if own in DOORS:
             continue
@@ -111,6 +117,11 @@ def refusal(own: str, other: str) -> str | None:
 
 def test_imports_go_one_way(repository: Path) -> None:
     assert violations(repository / PACKAGE) == []
+
+
+def test_kernels_are_looked_at_too(repository: Path) -> None:
+    seen = {layer_of(path, repository / PACKAGE) for path in modules(repository / PACKAGE)}
+    assert {"kernels", "blt", "errors"} <= seen
 
 
 @pytest.mark.parametrize(
