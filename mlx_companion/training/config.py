@@ -2,13 +2,66 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from mlx_companion.errors import ConfigError
 
-Schedule = Literal["cosine", "linear", "constant", "trapezoid"]
+Schedule = Literal[
+    "cosine",
+    "linear",
+    "constant",
+    "trapezoid",
+    "onecycle",
+    "polynomial",
+    "cyclic",
+    "chained",
+]
+Shape = Literal["constant", "linear", "cosine", "exponential"]
 OptimizerName = Literal["adamw", "muon"]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One part of a chained schedule: from one share of the peak learning rate to another.
+
+    Args:
+        share: of the way behind the warm-up, as a weight beside those of the other phases.
+        start, end: shares of the peak.
+        shape: how it goes from one to the other; "constant" stays at `start`.
+
+    Raises:
+        ConfigError: a value outside its range.
+    """
+
+    share: float
+    start: float = 1.0
+    end: float = 1.0
+    shape: Shape = "linear"
+
+    def __post_init__(self) -> None:
+        if not self.share > 0:
+            raise ConfigError(f"a phase's share is {self.share!r}; expected a number over 0")
+        if self.shape not in get_args(Shape):
+            raise ConfigError(
+                f"a phase's shape is {self.shape!r}; expected one of {', '.join(get_args(Shape))}"
+            )
+        least = min(self.start, self.end)
+        if least < 0 or (self.shape == "exponential" and least == 0):
+            raise ConfigError(
+                f"a phase goes from {self.start!r} to {self.end!r}; expected shares of 0 or more, "
+                "and over 0 for an exponential"
+            )
+
+    def at(self, t: float) -> float:
+        """The share of the peak at t, from 0 to 1 through the phase."""
+        if self.shape == "constant":
+            return self.start
+        if self.shape == "exponential":
+            return self.start * (self.end / self.start) ** t
+        gone = (1 - math.cos(math.pi * t)) / 2 if self.shape == "cosine" else t
+        return self.start + (self.end - self.start) * gone
 
 
 @dataclass(frozen=True)
@@ -31,11 +84,16 @@ class TrainConfig:
         lr: highest learning rate.
         lr_ratios: learning rates of some parameters as shares of `lr`: glob patterns of their
             names, of which the first that matches counts.
-        schedule: how it falls after the warm-up; "trapezoid" is constant, then linear.
+        schedule: how it goes on after the warm-up; see `training.schedule.decay`.
         warmup_ratio: share of all steps in which it rises from near 0.
         warmup_steps: the same as a number of steps; overrides `warmup_ratio`.
         decay_ratio: share of what comes after the warm-up in which a trapezoid falls.
+        initial_lr_ratio: what the warm-up rises from, as a share of `lr`.
         final_lr_ratio: what it falls to, as a share of `lr`.
+        power: of a polynomial schedule.
+        cycles: falls of a cosine schedule (more than one are warm restarts), triangles of a cyclic
+            one.
+        phases: of a chained schedule.
         weight_decay: of matrices and tables, decoupled; vectors do not decay.
         betas, eps: of AdamW, with bias correction.
         momentum: of Muon.
@@ -79,7 +137,11 @@ class TrainConfig:
     warmup_ratio: float = 0.05
     warmup_steps: int | None = None
     decay_ratio: float = 0.3
+    initial_lr_ratio: float = 0.0
     final_lr_ratio: float = 0.1
+    power: float = 2.0
+    cycles: int = 1
+    phases: tuple[Phase, ...] = ()
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
@@ -102,7 +164,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         # YAML and JSON give a list.
         object.__setattr__(self, "betas", tuple(self.betas))
-        for name in ("epochs", "batch_tokens", "accumulate", "save_every", "keep_last"):
+        object.__setattr__(self, "phases", tuple(self.phases))
+        for name in ("epochs", "batch_tokens", "accumulate", "save_every", "keep_last", "cycles"):
             self._check(name, getattr(self, name) >= 1, "1 or more")
         for name in ("max_steps", "max_rows", "eval_every", "patience", "pad_to"):
             value = getattr(self, name)
@@ -111,7 +174,7 @@ class TrainConfig:
         self._check("max_tokens", self.max_tokens >= 2, "2 or more")
         self._check("lr", 0 < self.lr < 1, "between 0 and 1")
         self._check("eps", self.eps > 0, "over 0")
-        for name in ("warmup_ratio", "final_lr_ratio"):
+        for name in ("warmup_ratio", "initial_lr_ratio", "final_lr_ratio"):
             self._check(name, 0 <= getattr(self, name) <= 1, "from 0 to 1")
         for name in ("weight_decay", "min_delta"):
             self._check(name, getattr(self, name) >= 0, "0 or more")
@@ -124,6 +187,9 @@ class TrainConfig:
         self._check("decay_ratio", 0 < self.decay_ratio <= 1, "over 0, up to 1")
         positive = all(ratio > 0 for ratio in self.lr_ratios.values())
         self._check("lr_ratios", positive, "ratios over 0")
+        self._check("power", self.power > 0, "over 0")
+        chained = self.schedule == "chained"
+        self._check("phases", chained == bool(self.phases), 'some with schedule "chained" only')
         for name, choices in (("schedule", Schedule), ("optimizer", OptimizerName)):
             known = get_args(choices)
             self._check(name, getattr(self, name) in known, f"one of {', '.join(known)}")
