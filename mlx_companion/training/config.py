@@ -19,7 +19,7 @@ Schedule = Literal[
     "chained",
 ]
 Shape = Literal["constant", "linear", "cosine", "exponential"]
-OptimizerName = Literal["adamw", "muon"]
+OptimizerName = Literal["adamw", "adamw8bit", "muon"]
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,9 @@ class TrainConfig:
         max_rows: most rows in a micro-batch; None for no limit.
         accumulate: micro-batches per optimizer step; their gradients weigh by target tokens.
         max_tokens: longest row, in tokens.
-        optimizer: "adamw" for everything, or "muon" for hidden matrices, with AdamW for embeddings,
-            output heads and vectors, and row-wise RMSProp for hash tables; see
-            `training.optimizers`.
+        optimizer: "adamw" for everything; "adamw8bit", the same with a quarter of the state; or
+            "muon" for hidden matrices, with AdamW for embeddings, output heads and vectors, and
+            row-wise RMSProp for hash tables; see `training.optimizers`.
         lr: highest learning rate.
         lr_ratios: learning rates of some parameters as shares of `lr`: glob patterns of their
             names, of which the first that matches counts.

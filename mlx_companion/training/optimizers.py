@@ -1,4 +1,4 @@
-"""Optimizers of a run: AdamW, or Muon for hidden matrices and others for the rest.
+"""Optimizers of a run: AdamW (in 8 bits if asked), or Muon for hidden matrices.
 
     optimizer = optimizer_for(config, model)
     optimizer.init(model.trainable_parameters())
@@ -28,6 +28,7 @@ from mlx.optimizers import AdamW, MultiOptimizer, Optimizer
 from mlx.utils import tree_flatten
 
 from mlx_companion.training.config import TrainConfig
+from mlx_companion.training.low_bit import AdamW8bit
 
 # Tables and heads, by the names that models give them: their rows are independent of each other,
 # so that there is nothing to orthogonalize.
@@ -44,7 +45,7 @@ class Group(NamedTuple):
     """What parameters that are updated alike have in common.
 
     Attributes:
-        rule: "adamw", "muon" or "rows".
+        rule: "adamw", "adamw8bit", "muon" or "rows".
         ratio: their learning rate as a share of the run's.
         decays: whether weights decay.
     """
@@ -181,7 +182,7 @@ def parameter_groups(config: TrainConfig, model: nn.Module) -> dict[str, Group]:
     found = {}
     for name, value in parameters.items():
         hidden = value.ndim == 2 and name not in tables and not _matches(name, TABLES)
-        rule = "adamw"
+        rule = "adamw8bit" if config.optimizer == "adamw8bit" else "adamw"
         if config.optimizer == "muon":
             rule = "rows" if _matches(name, HASH_TABLES) else "muon" if hidden else "adamw"
         ratios = [ratio for glob, ratio in config.lr_ratios.items() if fnmatchcase(name, glob)]
@@ -196,6 +197,8 @@ def _optimizer(group: Group, config: TrainConfig) -> Optimizer:
     if group.rule == "rows":
         return RowwiseRMS(lr, config.betas[1], decay)
     betas = list(config.betas)
+    if group.rule == "adamw8bit":
+        return AdamW8bit(lr, betas, config.eps, decay, config.seed)
     return AdamW(lr, betas=betas, eps=config.eps, weight_decay=decay, bias_correction=True)
 
 
