@@ -12,9 +12,12 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
+from hashlib import sha256
 from typing import Any
 
 import mlx.core as mx
+
+from mlx_companion.errors import ConfigError
 
 Maker = Callable[..., Callable[..., list[mx.array]]]
 # Stands in for `mx.fast.metal_kernel`; None for MLX's own.
@@ -55,7 +58,7 @@ class Kernel:
         """Run it.
 
         Args:
-            inputs: one array per input name.
+            inputs: one array per input name, none of them without dimensions.
             impl: "metal" or "cuda".
             template: names and values (dtypes, integers, booleans) known to the body at compile
                 time.
@@ -67,9 +70,15 @@ class Kernel:
 
         Returns:
             The outputs.
+
+        Raises:
+            ConfigError: an input has no dimensions.
         """
+        self._check(inputs)
         options: dict[str, Any] = {} if init_value is None else {"init_value": init_value}
-        return _made(self, impl, _maker.get() if impl == "metal" else None)(
+        maker = _maker.get() if impl == "metal" else None
+        types = "_".join(str(t).removeprefix("mlx.core.") for t in [*_dtypes(inputs), *dtypes])
+        return _made(self, impl, maker, types if impl == "cuda" else "")(
             inputs=list(inputs),
             template=list(template),
             grid=grid,
@@ -78,6 +87,14 @@ class Kernel:
             output_dtypes=list(dtypes),
             **options,
         )
+
+    def _check(self, inputs: Sequence[mx.array]) -> None:
+        """Such an input would be a reference in Metal and a pointer in CUDA."""
+        for name, array in zip(self.inputs, inputs, strict=True):
+            if not array.ndim:
+                raise ConfigError(
+                    f"kernel {self.name}: input '{name}' has no dimensions; pass it as (1,)"
+                )
 
 
 def emulated() -> bool:
@@ -95,15 +112,24 @@ def metal_by(maker: Maker) -> Iterator[None]:
         _maker.reset(token)
 
 
+def _dtypes(arrays: Sequence[mx.array]) -> list[mx.Dtype]:
+    return [array.dtype for array in arrays]
+
+
 @lru_cache(maxsize=256)
-def _made(kernel: Kernel, impl: str, maker: Maker | None) -> Callable[..., list[mx.array]]:
+def _made(
+    kernel: Kernel, impl: str, maker: Maker | None, types: str
+) -> Callable[..., list[mx.array]]:
     names = {"input_names": kernel.inputs, "output_names": kernel.outputs}
     if impl == "cuda":
-        from mlx_companion.kernels.cuda_dialect import HEADER
+        from mlx_companion.kernels.cuda_dialect import around
 
-        header = HEADER + kernel.header
+        header = around(kernel.header)
+        # MLX's CUDA backend keeps compiled kernels, on disk as well, by nothing but name and
+        # template: a changed source or other types under an old name would run the old code.
+        text = sha256(f"{header}{kernel.source}".encode()).hexdigest()[:12]
         return mx.fast.cuda_kernel(  # type: ignore[return-value]
-            name=kernel.name, header=header, source=kernel.source, **names
+            name=f"{kernel.name}_{text}_{types}", header=header, source=kernel.source, **names
         )
     return (maker or mx.fast.metal_kernel)(  # type: ignore[return-value]
         name=kernel.name,
