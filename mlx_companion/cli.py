@@ -35,6 +35,7 @@ from mlx_companion.cli_parts import (
     print_json,
     read_settings,
 )
+from mlx_companion.cli_runs import app as runs
 from mlx_companion.errors import CompanionError, ConfigError, Stopped
 from mlx_companion.runtime.paths import cache_dir
 
@@ -95,6 +96,7 @@ app = typer.Typer(
 )
 data = typer.Typer(no_args_is_help=True, help="Export, import, delete or count what is stored.")
 app.add_typer(data, name="data", rich_help_panel=DATA)
+app.add_typer(runs, name="runs", rich_help_panel=LEARN)
 app.add_typer(blt, name="blt", rich_help_panel=BYTES)
 
 
@@ -235,6 +237,9 @@ def finetune(
     config: ConfigFile = None,
     set_: Set = None,
     no_resume: Annotated[bool, flag("--no-resume", "Start over in the run's folder.")] = False,
+    track: Annotated[
+        list[str] | None, option("NAME", "Note it elsewhere too: mlflow, wandb, trackio.")
+    ] = None,
     clear_stop: ClearStop = False,
     data_dir: DataDir = None,
 ) -> None:
@@ -260,6 +265,7 @@ def finetune(
             resume=not no_resume,
             stop=switch,
             monitor=ResourceMonitor(settings.limits),
+            track=("local", *(track or ())),
         )
     print(f"adapter: {result.adapter}")
 

@@ -44,6 +44,7 @@ from mlx_companion.training.data import Data, TrainingData, prepare_data
 from mlx_companion.training.losses import Loss
 from mlx_companion.training.progress import RichProgress
 from mlx_companion.training.state import TrainSummary
+from mlx_companion.training.tracking import Tracker, trackers_for
 from mlx_companion.training.trainer import Trainer
 
 ADAPTER = "adapter"
@@ -93,6 +94,7 @@ def finetune(
     monitor: ResourceMonitor | None = None,
     callbacks: Iterable[Callback] = (),
     progress: bool = True,
+    track: Iterable[str] = ("local",),
 ) -> TrainResult:
     """Train an adapter.
 
@@ -111,6 +113,8 @@ def finetune(
         monitor: battery, memory and CPU ceilings, looked at between steps.
         callbacks: more to watch the run with.
         progress: show the data report and a live line on standard error.
+        track: where the run is noted, see `training.tracking`: "local" (the book that
+            `mlx-companion runs` shows), "mlflow", "wandb", "trackio".
 
     Returns:
         The result; also in `out/result.json`.
@@ -122,6 +126,7 @@ def finetune(
         CheckpointError: `out` holds another run.
         TrainingError: another process is training into `out`, or the loss is not finite.
         DiskFullError: no space; the last checkpoint is intact.
+        MissingExtraError: a tracker was asked for that is not installed.
         Stopped: the kill switch was thrown.
     """
     lora, train = lora or LoraConfig(), train or TrainConfig()
@@ -138,7 +143,8 @@ def finetune(
             if shown is not None:
                 shown.console.print(f"The run in {run.out} is finished already.", highlight=False)
             return finished
-        watching = [MetricsLog(run.out / METRICS), *callbacks, *([shown] if shown else [])]
+        watching = [MetricsLog(run.out / METRICS), *run.trackers(track), *callbacks]
+        watching += [shown] if shown else []
         return run.train(resume, loss=loss, callbacks=watching, monitor=monitor, stop=stop)
 
 
@@ -155,6 +161,12 @@ class _Run:
     ) -> None:
         self.out, self.lm, self.lora, self.config, self.data = out, lm, lora, train, data
         self.hash = run_hash(lm.base_sha256, data.sha256, lora, train)
+
+    def trackers(self, names: Iterable[str]) -> list[Tracker]:
+        """What notes this run elsewhere."""
+        about = self._about()
+        settings = {name: about.pop(name) for name in ("lora", "train")}
+        return trackers_for(names, self.out, self.hash, settings, about)
 
     def finished(self) -> TrainResult | None:
         """The result of the run if it is finished and sound; the model then carries its adapter.
@@ -216,7 +228,11 @@ class _Run:
             for name in (RESULT, METRICS):
                 (self.out / name).unlink(missing_ok=True)
             shutil.rmtree(self.out / ADAPTER, ignore_errors=True)
-        about = {
+        if not (self.out / RUN).exists() or trainer.folder is None or not trainer.folder.steps():
+            atomic_write_json(self.out / RUN, self._about())
+
+    def _about(self) -> dict[str, Any]:
+        return {
             "run_hash": self.hash,
             "model": self.lm.source,
             "base_sha256": self.lm.base_sha256,
@@ -226,8 +242,6 @@ class _Run:
             "data": self.data.report.to_json(),
             "environment": environment(),
         }
-        if not (self.out / RUN).exists() or trainer.folder is None or not trainer.folder.steps():
-            atomic_write_json(self.out / RUN, about)
 
     def _write(self, summary: TrainSummary) -> TrainResult:
         folder = self.out / ADAPTER
