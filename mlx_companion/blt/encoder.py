@@ -13,7 +13,8 @@ import mlx.nn as nn
 from mlx_companion.blt.attention import Sight
 from mlx_companion.blt.config import BlockConfig, BltConfig
 from mlx_companion.blt.layers import Block
-from mlx_companion.blt.segments import attend_source, attend_within, pool_max
+from mlx_companion.kernels.patch_cross_attention import patch_cross_attention
+from mlx_companion.kernels.patch_pool import patch_pool
 
 
 class CrossAttention(nn.Module):
@@ -36,7 +37,9 @@ class CrossAttention(nn.Module):
 
     def within(self, patches: mx.array, h: mx.array, patch_ids: mx.array) -> mx.array:
         """Patches read their own bytes: (B, P, k, D), (B, N, D), (B, N) -> (B, P, k, D)."""
-        out = attend_within(self.queries(patches), *self.keys_values(h), patch_ids)
+        out = patch_cross_attention(
+            self.queries(patches), *self.keys_values(h), patch_ids, side="encoder"
+        )
         return patches + self.o_proj(out.flatten(-2))
 
     def across(
@@ -52,7 +55,7 @@ class CrossAttention(nn.Module):
         Returns:
             (B, N, D).
         """
-        out = attend_source(self.queries(h), *keys_values, source)
+        out = patch_cross_attention(self.queries(h), *keys_values, source, side="decoder")
         return h + self.o_proj(out.flatten(-2))
 
     def queries(self, x: mx.array) -> mx.array:
@@ -104,7 +107,7 @@ class LocalEncoder(nn.Module):
         Returns:
             (B, P, k * D).
         """
-        return self.read(self.patch_queries(pool_max(h, patch_ids, count)), h, patch_ids)
+        return self.read(self.patch_queries(patch_pool(h, patch_ids, count)), h, patch_ids)
 
     def patch_queries(self, pooled: mx.array) -> mx.array:
         """(B, P, D) -> (B, P, k, D)."""
