@@ -18,17 +18,18 @@ from mlx_companion.lora.attach import (
     load_parameters,
     set_multiplier,
 )
-from mlx_companion.lora.config import DEFAULT_TARGETS, LoraConfig
+from mlx_companion.lora.config import DEFAULT_TARGETS, LoraConfig, lora_plus
 from mlx_companion.lora.fuse import FusedLayer, FuseReport, fuse
 from mlx_companion.lora.interop import export_mlx_lm
 from mlx_companion.lora.io import AdapterInfo, load_adapter, read_adapter_config, save_adapter
-from mlx_companion.lora.layers import LoRALinear
+from mlx_companion.lora.layers import LoRAEmbedding, LoRALinear
 
 __all__ = [
     "DEFAULT_TARGETS",
     "AdapterInfo",
     "FuseReport",
     "FusedLayer",
+    "LoRAEmbedding",
     "LoRALinear",
     "LoraConfig",
     "adapter_parameters",
@@ -41,6 +42,7 @@ __all__ = [
     "is_attached",
     "load_adapter",
     "load_parameters",
+    "lora_plus",
     "read_adapter_config",
     "save_adapter",
     "set_multiplier",

@@ -8,11 +8,8 @@ detach(model)                   # the very modules that were there before
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
-from fnmatch import fnmatchcase
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -20,11 +17,18 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_companion.errors import AdapterError
 from mlx_companion.lora.config import LoraConfig
-from mlx_companion.lora.layers import BASE_TYPES, LoRALinear, linear_shape
+from mlx_companion.lora.layers import (
+    EMBEDDING_TYPES,
+    TRAINED,
+    Adapter,
+    LoRAEmbedding,
+    LoRALinear,
+    dense_weight,
+    linear_shape,
+)
+from mlx_companion.lora.principal import principal_factors
+from mlx_companion.lora.targets import match_targets, tied_embedding, wrapped_layers
 from mlx_companion.runtime.seeds import derive_seed
-
-_BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
-_WEIGHTS = ("lora_a", "lora_b")
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,14 @@ def attach(model: nn.Module, config: LoraConfig, seed: int = 0) -> list[str]:
     Raises:
         AdapterError: adapters are on the model already, or no layer matches.
     """
-    present = _wrapped(model)
+    return attach_layers(model, config, seed)
+
+
+def attach_layers(
+    model: nn.Module, config: LoraConfig, seed: int = 0, *, decompose: bool = True
+) -> list[str]:
+    """As `attach`; without `decompose`, PiSSA's start is left at zero, for values that follow."""
+    present = wrapped_layers(model)
     if present:
         raise AdapterError(
             f"the model carries adapters already ({len(present)}, first: {next(iter(present))}); "
@@ -58,11 +69,16 @@ def attach(model: nn.Module, config: LoraConfig, seed: int = 0) -> list[str]:
         )
     targets = match_targets(model, config)
     trainable = tuple(dict(tree_flatten(model.trainable_parameters())))
-    layers = {path: _adapted(path, base, config, seed) for path, base in targets.items()}
-    model.freeze()
+    shared = tied_embedding(model)
+    layers = {}
+    for path, base in targets.items():
+        layers[path] = _adapted(path, base, config, seed, decompose)
+        if path == shared and isinstance(layers[path], LoRAEmbedding):
+            layers[path].use = config.tied
     replace_modules(model, layers)
+    model.freeze()
     for layer in layers.values():
-        layer.unfreeze(recurse=False, keys=list(_WEIGHTS))
+        layer.unfreeze(recurse=False, keys=[name for name in TRAINED if name in layer])
     model._lora_attachment = Attachment(config, trainable)
     return list(targets)
 
@@ -76,7 +92,7 @@ def detach(model: nn.Module) -> list[str]:
     Returns:
         Paths of the layers restored; empty when there was no adapter.
     """
-    bases = _wrapped(model)
+    bases = wrapped_layers(model)
     replace_modules(model, bases)
     restore_trainable(model)
     return list(bases)
@@ -93,13 +109,13 @@ def attached_config(model: nn.Module) -> LoraConfig | None:
     return None if attachment is None else attachment.config
 
 
-def adapter_layers(model: nn.Module) -> dict[str, LoRALinear]:
+def adapter_layers(model: nn.Module) -> dict[str, Adapter]:
     """The adapted layers by path, sorted by path."""
-    found = {path: m for path, m in model.named_modules() if isinstance(m, LoRALinear)}
+    found = {path: m for path, m in model.named_modules() if isinstance(m, Adapter)}
     return dict(sorted(found.items()))
 
 
-def require_adapters(model: nn.Module) -> dict[str, LoRALinear]:
+def require_adapters(model: nn.Module) -> dict[str, Adapter]:
     """As `adapter_layers`. Raises AdapterError when there are none."""
     layers = adapter_layers(model)
     if not layers:
@@ -108,17 +124,22 @@ def require_adapters(model: nn.Module) -> dict[str, LoRALinear]:
 
 
 def adapter_parameters(model: nn.Module) -> dict[str, mx.array]:
-    """Every A and B by its path in the model ("...q_proj.lora_a"), sorted.
+    """Every trained A, B and magnitude by its path in the model ("...q_proj.lora_a"), sorted.
 
     Raises:
         AdapterError: no adapter is attached.
     """
     layers = require_adapters(model)
-    return {f"{path}.{name}": layer[name] for path, layer in layers.items() for name in _WEIGHTS}
+    return {
+        f"{path}.{name}": layer[name]
+        for path, layer in layers.items()
+        for name in TRAINED
+        if name in layer
+    }
 
 
 def load_parameters(model: nn.Module, weights: Mapping[str, mx.array]) -> None:
-    """Set every A and B of the model; nothing changes unless all names and shapes fit.
+    """Set all of `adapter_parameters`; nothing changes unless all names and shapes fit.
 
     Raises:
         AdapterError: no adapter, a missing or unknown tensor, or one of another shape.
@@ -128,17 +149,57 @@ def load_parameters(model: nn.Module, weights: Mapping[str, mx.array]) -> None:
     model.load_weights([(n, w.astype(current[n].dtype)) for n, w in weights.items()], strict=False)
 
 
+def stored_parameters(model: nn.Module) -> dict[str, mx.array]:
+    """What an adapter's file holds: as `adapter_parameters`, and PiSSA's start beside A and B.
+
+    With a start, "lora_a" is [A, A0] of width 2 r and "lora_b" is [B; -B0]: a plain adapter of
+    rank 2 r and the same scale, for whoever does not want to train on.
+
+    Raises:
+        AdapterError: no adapter is attached.
+    """
+    weights = adapter_parameters(model)
+    for path, layer in require_adapters(model).items():
+        if "start_a" in layer:
+            a, b = [layer.lora_a, layer.start_a], [layer.lora_b, -layer.start_b]
+            weights[f"{path}.lora_a"] = mx.concatenate(a, axis=1)
+            weights[f"{path}.lora_b"] = mx.concatenate(b, axis=0)
+    return weights
+
+
+def load_stored(model: nn.Module, weights: Mapping[str, mx.array]) -> None:
+    """Set what `stored_parameters` gave, on a model that was attached with the same config.
+
+    Raises:
+        AdapterError: as `load_parameters`.
+    """
+    plain, starts = dict(weights), []
+    for path, layer in require_adapters(model).items():
+        if "start_a" not in layer:
+            continue
+        a, b = plain[f"{path}.lora_a"], plain[f"{path}.lora_b"]
+        starts.append((layer, a[:, layer.rank :], -b[layer.rank :]))
+        plain[f"{path}.lora_a"], plain[f"{path}.lora_b"] = a[:, : layer.rank], b[: layer.rank]
+    load_parameters(model, plain)
+    for layer, a, b in starts:
+        layer.start_a, layer.start_b = a.astype(layer.lora_a.dtype), b.astype(layer.lora_b.dtype)
+
+
 def expected_shapes(model: nn.Module, config: LoraConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors that `attach` with this config would make.
+    """Names and shapes of the tensors in the file of an adapter with this config.
 
     Raises:
         AdapterError: no layer of the model matches the config.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     for path, base in match_targets(model, config).items():
-        out_dims, in_dims = linear_shape(base)
-        shapes[f"{path}.lora_a"] = (in_dims, config.rank)
-        shapes[f"{path}.lora_b"] = (config.rank, out_dims)
+        rows, columns = linear_shape(base)
+        inputs, outputs = (rows, columns) if isinstance(base, EMBEDDING_TYPES) else (columns, rows)
+        width = config.rank_of(path) * (2 if config.init == "pissa" else 1)
+        shapes[f"{path}.lora_a"] = (inputs, width)
+        shapes[f"{path}.lora_b"] = (width, outputs)
+        if config.dora:
+            shapes[f"{path}.lora_m"] = (outputs,)
     return shapes
 
 
@@ -180,26 +241,6 @@ def set_multiplier(model: nn.Module, multiplier: float) -> None:
         layer.multiplier = float(multiplier)
 
 
-def match_targets(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
-    """The linear layers that a config names, by path, in the model's order.
-
-    Adapters that are on the model are looked through. Only plain and quantized linear layers
-    count; the stacked experts of a mixture-of-experts model are left alone.
-
-    Raises:
-        AdapterError: there is none; names the nearest layers.
-    """
-    linear = _base_linears(model)
-    matched = {path: m for path, m in linear.items() if _matches(path, config.targets)}
-    if not matched:
-        raise AdapterError(
-            f"no linear layer matches the targets {', '.join(config.targets)}; "
-            f"{_candidates(linear, config.targets)}"
-        )
-    chosen = {path: m for path, m in matched.items() if path in _last_blocks(matched, config)}
-    return dict(sorted(chosen.items(), key=lambda item: _natural(item[0])))
-
-
 def replace_modules(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
     """Put each module at its path."""
     if modules:
@@ -219,62 +260,30 @@ def restore_trainable(model: nn.Module) -> None:
     del model._lora_attachment
 
 
-def _adapted(path: str, base: nn.Module, config: LoraConfig, seed: int) -> LoRALinear:
+def _adapted(
+    path: str, base: nn.Module, config: LoraConfig, seed: int, decompose: bool
+) -> LoRALinear | LoRAEmbedding:
     key = mx.random.key(derive_seed(seed, "lora", path))
-    layer = LoRALinear(base, rank=config.rank, scale=config.scale, dropout=config.dropout, key=key)
+    kind = LoRAEmbedding if isinstance(base, EMBEDDING_TYPES) else LoRALinear
+    layer = kind(
+        base,
+        rank=config.rank_of(path),
+        scale=config.scale_of(path),
+        dropout=config.dropout,
+        key=key,
+        dtype=getattr(mx, config.dtype),
+        dora=config.dora,
+    )
+    if config.init == "pissa":
+        _start_principal(layer, key, decompose)
     layer.train(base.training)
     return layer
 
 
-def _wrapped(model: nn.Module) -> dict[str, nn.Module]:
-    """The base of every layer that is wrapped, by our class or one of mlx-lm's, by path."""
-    bases = {path: _base_of(module) for path, module in model.named_modules()}
-    return {path: base for path, base in bases.items() if base is not None}
-
-
-def _base_linears(model: nn.Module) -> dict[str, nn.Module]:
-    """Every linear layer by the path that it has without adapters."""
-    wrapped = _wrapped(model)
-    found = dict(wrapped)
-    for path, module in model.named_modules():
-        if path.rpartition(".")[0] not in wrapped:
-            found.setdefault(path, module)
-    return {path: module for path, module in found.items() if isinstance(module, BASE_TYPES)}
-
-
-def _base_of(module: nn.Module) -> nn.Module | None:
-    if isinstance(module, LoRALinear):
-        return module.base
-    if type(module).__module__ in ("mlx_lm.tuner.lora", "mlx_lm.tuner.dora"):
-        return module["linear"] if "linear" in module else module["embedding"]
-    return None
-
-
-def _matches(path: str, patterns: tuple[str, ...]) -> bool:
-    return any(fnmatchcase(path, p) or fnmatchcase(path, f"*.{p}") for p in patterns)
-
-
-def _last_blocks(paths: Mapping[str, nn.Module], config: LoraConfig) -> set[str]:
-    """The paths in the last `config.layers` blocks; all of them without that limit."""
-    if config.layers is None:
-        return set(paths)
-    blocks = {path: int(m[1]) for path in paths if (m := _BLOCK.search(path))}
-    if not blocks:
-        raise AdapterError(f"layers={config.layers} was given, but no target is in a block list")
-    first = max(blocks.values()) + 1 - config.layers
-    return {path for path, block in blocks.items() if block >= first}
-
-
-def _candidates(linear: Mapping[str, nn.Module], patterns: tuple[str, ...]) -> str:
-    names = sorted({path.rpartition(".")[2] for path in linear})
-    if not names:
-        return "the model has no linear layer at all"
-    near = [n for p in patterns for n in get_close_matches(p.rpartition(".")[2], names)]
-    if near:
-        return f"did you mean {', '.join(dict.fromkeys(near))}?"
-    return f"its linear layers are called {', '.join(names[:12])}"
-
-
-def _natural(path: str) -> list[tuple[int, int, str]]:
-    parts = path.split(".")
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]
+def _start_principal(layer: Adapter, key: mx.array, decompose: bool) -> None:
+    a, b = mx.zeros_like(layer.lora_a), mx.zeros_like(layer.lora_b)
+    if decompose:
+        weight = dense_weight(layer.base)
+        matrix = weight if isinstance(layer, LoRAEmbedding) else weight.T
+        a, b = principal_factors(matrix, layer.rank, layer.scale, key)
+    layer.start_from(a, b)

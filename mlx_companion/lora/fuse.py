@@ -16,7 +16,7 @@ import mlx.nn as nn
 
 from mlx_companion.errors import AdapterError
 from mlx_companion.lora.attach import replace_modules, require_adapters, restore_trainable
-from mlx_companion.lora.layers import LoRALinear
+from mlx_companion.lora.layers import Adapter as LoRALinear
 
 MIN_COSINE = 0.9
 

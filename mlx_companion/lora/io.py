@@ -1,6 +1,7 @@
 """Adapters on disk: a folder that appears whole or not at all, and knows its base model.
 
-adapters.safetensors   A and B of every adapted layer, float32
+adapters.safetensors   A, B and magnitude (DoRA) of every adapted layer, float32; PiSSA's A and B
+                       have twice the rank (`attach.stored_parameters`)
 adapter_config.json    format version, LoRA config, hash of the base model, SHA-256 of the
                        weights file, shape of every tensor, and whatever the caller adds
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +24,18 @@ import numpy as np
 
 from mlx_companion.errors import AdapterError
 from mlx_companion.lora.attach import (
-    adapter_parameters,
-    attach,
+    attach_layers,
     attached_config,
     check_shapes,
     detach,
     expected_shapes,
     get_multiplier,
     is_attached,
-    load_parameters,
+    load_stored,
     set_multiplier,
+    stored_parameters,
 )
-from mlx_companion.lora.config import LoraConfig
+from mlx_companion.lora.config import LoraConfig, config_from_dict, config_to_dict
 from mlx_companion.runtime.files import atomic_dir
 
 FORMAT = "mlx-companion-lora"
@@ -78,7 +79,7 @@ def save_adapter(
         AdapterError: no adapter is attached, or it was attached with another config.
         DiskFullError: no space; an older adapter in the folder is untouched.
     """
-    weights = adapter_parameters(model)
+    weights = stored_parameters(model)
     if attached_config(model) not in (None, config):
         raise AdapterError(f"attached with {attached_config(model)}, but saved as {config}")
     shapes = {name: list(weight.shape) for name, weight in weights.items()}
@@ -87,7 +88,7 @@ def save_adapter(
         head = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
-            "lora": asdict(config),
+            "lora": config_to_dict(config),
             "multiplier": get_multiplier(model),
             "base_sha256": base_sha256,
             "weights_sha256": sha256,
@@ -135,8 +136,8 @@ def load_adapter(
         raise AdapterError(f"the adapter in {folder} does not fit this model: {error}") from error
     if not is_attached(model) or attached_config(model) != info.config:
         detach(model)
-        attach(model, info.config)
-    load_parameters(model, weights)
+        attach_layers(model, info.config, decompose=False)
+    load_stored(model, weights)
     set_multiplier(model, info.multiplier)
     return info.config
 
@@ -186,7 +187,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 def _parse_head(head: dict[str, Any], path: Path) -> AdapterInfo:
     try:
         return AdapterInfo(
-            config=LoraConfig(**head["lora"]),
+            config=config_from_dict(head["lora"]),
             multiplier=float(head["multiplier"]),
             base_sha256=str(head["base_sha256"]),
             weights_sha256=str(head["weights_sha256"]),

@@ -13,8 +13,14 @@ TOKENS = mx.array([[1, 5, 9, 33, 2], [7, 7, 0, 63, 12]])
 CONFIG = LoraConfig(rank=4, alpha=8.0)
 
 
-def llama(bits: int | None = None, width: int = 64, bias: bool = False, seed: int = 0) -> Model:
-    """Two layers, 64 tokens; `bits` quantizes it in groups of 32."""
+def llama(
+    bits: int | None = None,
+    width: int = 64,
+    bias: bool = False,
+    seed: int = 0,
+    tied: bool = False,
+) -> Model:
+    """Two layers, 64 tokens; `bits` quantizes it in groups of 32, `tied` gives it no own head."""
     args = ModelArgs(
         model_type="llama",
         hidden_size=width if bits else width // 2,
@@ -24,7 +30,7 @@ def llama(bits: int | None = None, width: int = 64, bias: bool = False, seed: in
         num_key_value_heads=2,
         rms_norm_eps=1e-5,
         vocab_size=64,
-        tie_word_embeddings=False,
+        tie_word_embeddings=tied,
         attention_bias=bias,
         mlp_bias=bias,
     )
