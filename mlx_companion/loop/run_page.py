@@ -11,6 +11,7 @@ from typing import Any
 
 from mlx_companion import __version__
 from mlx_companion.errors import DataError
+from mlx_companion.loop.charts import swatch
 from mlx_companion.loop.curves import Series, curves
 from mlx_companion.loop.formats import number, plural
 from mlx_companion.loop.page import style
@@ -63,7 +64,7 @@ def _page(runs: Sequence[TrackedRun], numbers: Sequence[dict[str, Any]]) -> str:
         _chart("Training loss", "loss (nats per token), smoothed", numbers, _smoothed("loss")),
         _chart("Held-out loss", "loss (nats per token)", numbers, _plain("valid_loss"), dots=True),
         _chart("Learning rate", "learning rate x 1,000", numbers, _scaled("lr", 1e3)),
-        _chart("Speed", "target tokens per second", numbers, _speed),
+        _chart("Speed", "target tokens per second, smoothed", numbers, _speed),
     ]
     keys = [_key(i, run, one) for i, (run, one) in enumerate(zip(runs, numbers, strict=True))]
     body = tag(
@@ -81,7 +82,7 @@ def _page(runs: Sequence[TrackedRun], numbers: Sequence[dict[str, Any]]) -> str:
 def _head(title: str) -> Html:
     colors = "\n".join(
         f".line.run{i} {{ stroke: {c}; stroke-width: 2; }}\n"
-        f"circle.run{i} {{ fill: {c}; }}\n.swatch.run{i} {{ background: {c}; }}"
+        f"circle.run{i}, .swatch .run{i} {{ fill: {c}; }}"
         for i, c in enumerate(_COLORS)
     )
     return tag(
@@ -112,8 +113,9 @@ def _key(index: int, run: TrackedRun, one: dict[str, Any]) -> Html:
     told = f"{plural(run.step, 'step')}"
     if held_out:
         told += f", held-out loss {number(held_out[0], 3)} to {number(held_out[-1], 3)}"
-    square = tag("span", class_=f"swatch run{index}")
-    return tag("span", square, tag("b", f"{run.name} ({run.id})"), f" {told}", class_="key")
+    return tag(
+        "span", swatch(f"run{index}"), tag("b", f"{run.name} ({run.id})"), f" {told}", class_="key"
+    )
 
 
 def _plain(name: str) -> Callable[[dict[str, Any]], Points]:
@@ -125,22 +127,22 @@ def _scaled(name: str, factor: float) -> Callable[[dict[str, Any]], Points]:
 
 
 def _smoothed(name: str) -> Callable[[dict[str, Any]], Points]:
+    return lambda one: _mean(one.get(name, []))
+
+
+def _mean(points: Points) -> Points:
     """An exponential mean, corrected at its beginning as Adam's moments are."""
-
-    def points(one: dict[str, Any]) -> Points:
-        mean, weight, found = 0.0, 0.0, []
-        for step, value in one.get(name, []):
-            if value is None:
-                found.append((step, None))
-                continue
-            mean = _SMOOTHING * mean + (1 - _SMOOTHING) * value
-            weight = _SMOOTHING * weight + 1 - _SMOOTHING
-            found.append((step, mean / weight))
-        return found
-
-    return points
+    mean, weight, found = 0.0, 0.0, Points()
+    for step, value in points:
+        if value is None:
+            found.append((step, None))
+            continue
+        mean = _SMOOTHING * mean + (1 - _SMOOTHING) * value
+        weight = _SMOOTHING * weight + 1 - _SMOOTHING
+        found.append((step, mean / weight))
+    return found
 
 
 def _speed(one: dict[str, Any]) -> Points:
     seconds = dict(one.get("seconds", []))
-    return [(s, t / seconds[s]) for s, t in one.get("targets", []) if t and seconds.get(s)]
+    return _mean([(s, t / seconds[s]) for s, t in one.get("targets", []) if t and seconds.get(s)])

@@ -32,8 +32,8 @@ _FIGURES = (
 
 
 def run_table(runs: Sequence[TrackedRun]) -> Table:
-    """The runs, newest first."""
-    table = plain_table("run", "name", "status", "steps", "held-out loss", "time", "started (UTC)")
+    """The runs, newest first; times are UTC."""
+    table = plain_table("run", "name", "status", "steps", "held out", "time", "started")
     for run in runs:
         table.add_row(
             run.id,
@@ -94,7 +94,7 @@ def _losses(summary: Mapping[str, Any]) -> str:
     before, after = summary.get("valid_before"), summary.get("valid_after")
     if after is None:
         return ""
-    return f"{formats.number(before, 3)} to {formats.number(after, 3)}"
+    return f"{formats.number(before)}{formats.ARROW}{formats.number(after)}"
 
 
 def _figure(value: Any) -> str:

@@ -132,7 +132,7 @@ class RunBook:
                 names = ", ".join(run.id for run in found)
                 raise DataError(f"'{which}' means {len(found)} runs: {names}; give one of these")
         raise DataError(
-            f"there is no run '{which}'; `mlx-companion runs list` shows those there are"
+            f"there is no run '{which}'; `mlx-companion runs list` shows what there is"
         )
 
     def names(self, run: str) -> list[str]:
