@@ -59,17 +59,22 @@ class Outcome(NamedTuple):
 
 
 class Objective(Protocol):
-    """A preference objective.
+    """A preference objective: a function from scores to losses, and what it has to be given."""
 
-    Attributes:
-        needs_reference: it reads `Scores.reference`.
-        judged: it takes judged replies, not pairs.
-        sft_weight: how much of the chosen replies' mean cross-entropy is added.
-    """
+    @property
+    def needs_reference(self) -> bool:
+        """It reads `Scores.reference`."""
+        ...
 
-    needs_reference: ClassVar[bool]
-    judged: ClassVar[bool]
-    sft_weight: float
+    @property
+    def judged(self) -> bool:
+        """It takes judged replies, not pairs."""
+        ...
+
+    @property
+    def sft_weight(self) -> float:
+        """How much of the chosen replies' mean cross-entropy is added."""
+        ...
 
     def __call__(self, scores: Scores) -> Outcome:
         """The losses of P pairs or judged replies."""
