@@ -6,6 +6,7 @@ attach    put on, take off, scale
 fuse      fold into the weights, with a measure of what survives rounding
 io        save and load, tied to the base model by its hash
 interop   mlx-lm's adapter layout
+bank      many adapters over one base, a row of the batch each
 """
 
 from mlx_companion.lora.attach import (
@@ -18,20 +19,25 @@ from mlx_companion.lora.attach import (
     load_parameters,
     set_multiplier,
 )
+from mlx_companion.lora.bank import AdapterBank
+from mlx_companion.lora.bank_generation import PromptCaches
 from mlx_companion.lora.config import DEFAULT_TARGETS, LoraConfig, lora_plus
-from mlx_companion.lora.fuse import FusedLayer, FuseReport, fuse
+from mlx_companion.lora.fuse import fuse
 from mlx_companion.lora.interop import export_mlx_lm
 from mlx_companion.lora.io import AdapterInfo, load_adapter, read_adapter_config, save_adapter
 from mlx_companion.lora.layers import LoRAEmbedding, LoRALinear
+from mlx_companion.lora.report import FusedLayer, FuseReport
 
 __all__ = [
     "DEFAULT_TARGETS",
+    "AdapterBank",
     "AdapterInfo",
     "FuseReport",
     "FusedLayer",
     "LoRAEmbedding",
     "LoRALinear",
     "LoraConfig",
+    "PromptCaches",
     "adapter_parameters",
     "attach",
     "attached_config",

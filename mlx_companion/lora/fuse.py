@@ -1,49 +1,72 @@
-"""Fold adapters into the base weights, and measure whether they survived.
+"""Fold adapters into the base weights, and measure how much of each survived.
 
-Rounding can lose an adapter: a 4-bit grid is coarser than most fine-tuning updates, so
-adding one and quantizing again mostly restores the old weights (cosine between what was
-added and what remains: 0.05 for an update of 1 % of the weights' spread). `fuse` therefore
-computes that cosine for every layer before it changes any.
+Rounding can lose an adapter: a 4-bit grid is coarser than most fine-tuning updates, so adding one
+and quantizing again mostly restores the old weights (cosine between what was added and what
+remains: 0.05 for an update of 1 % of the weights' spread). `fuse` therefore computes that cosine
+for every layer before it changes any, and does as asked where it is too low:
+
+    report = fuse(model)                          # refuses, and changes nothing
+    report = fuse(model, lost="raise_bits")       # those layers get 8 bits, or floats
+    report = fuse(model, lost="keep")             # those layers keep their adapter beside them
+    print(report.table())
+    save_config(report.updated_config(config), folder / "config.json")    # bits per layer
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, get_args
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_companion.errors import AdapterError
-from mlx_companion.lora.attach import replace_modules, require_adapters, restore_trainable
-from mlx_companion.lora.layers import Adapter as LoRALinear
+from mlx_companion.errors import AdapterError, ConfigError
+from mlx_companion.lora.attach import (
+    Attachment,
+    replace_modules,
+    require_adapters,
+    restore_trainable,
+)
+from mlx_companion.lora.layers import (
+    QUANTIZED_TYPES,
+    Adapter,
+    LoRAEmbedding,
+    dense_weight,
+    float_dtype,
+    linear_shape,
+)
+from mlx_companion.lora.report import FusedLayer, FuseReport
+
+Lost = Literal["refuse", "raise_bits", "keep"]
 
 MIN_COSINE = 0.9
+_MORE_BITS = 8
+
+
+class _Form(NamedTuple):
+    """How a fused weight is kept: quantized when it has bits."""
+
+    dtype: mx.Dtype
+    bits: int | None = None
+    group_size: int | None = None
+    mode: str = "affine"
 
 
 @dataclass(frozen=True)
-class FusedLayer:
-    """One fused layer: its path, what it became, and the cosine of its realised update."""
+class _Plan:
+    """What becomes of one layer: a form, or None to leave the adapter beside it."""
 
-    path: str
-    kind: str
+    form: _Form | None
     cosine: float
-
-
-@dataclass(frozen=True)
-class FuseReport:
-    """What fusing did, layer by layer."""
-
-    layers: tuple[FusedLayer, ...]
-
-    @property
-    def worst(self) -> FusedLayer:
-        """The layer that kept the least of its update."""
-        return min(self.layers, key=lambda layer: layer.cosine)
+    norm_ratio: float
 
 
 def fuse(
-    model: nn.Module, *, dequantize: bool = False, min_cosine: float = MIN_COSINE
+    model: nn.Module,
+    *,
+    dequantize: bool = False,
+    min_cosine: float = MIN_COSINE,
+    lost: Lost = "refuse",
 ) -> FuseReport:
     """Replace every adapted layer by a plain one with the update in its weights.
 
@@ -52,97 +75,147 @@ def fuse(
         dequantize: turn quantized layers into float ones first (more memory, nothing lost), and
             half-precision ones into float32 where they would lose too much.
         min_cosine: least cosine allowed between the update meant and the one realised.
+        lost: what to do with a layer below that: "refuse" to fuse anything; "raise_bits" gives it
+            8 bits, then the float type of the base, then float32, whichever is the first to
+            suffice; "keep" leaves it as it is, with its adapter, which `save_adapter` and
+            `detach` then find alone.
 
     Returns:
-        The cosine of every layer.
+        Cosine, norm and form of every layer.
 
     Raises:
-        AdapterError: no adapter is attached, or a layer would keep too little of its update.
+        AdapterError: no adapter is attached, a layer would keep too little of its update, or an
+            adapter acts on one use of a tied embedding only.
+        ConfigError: `lost` is none of the three.
     """
+    if lost not in get_args(Lost):
+        raise ConfigError(f"lost must be one of {', '.join(get_args(Lost))}, got {lost!r}")
     layers = require_adapters(model)
     # Measured first and fused in a second pass, so that a refusal changes nothing and the
     # memory of only one layer is needed at a time.
-    report = FuseReport(
-        tuple(_measured(path, layer, dequantize, min_cosine) for path, layer in layers.items())
-    )
-    if report.worst.cosine < min_cosine:
-        lost = sum(layer.cosine < min_cosine for layer in report.layers)
-        raise AdapterError(
-            f"fusing would lose the adapter in {lost} of {len(layers)} layers: rounding leaves "
-            f"a cosine of {report.worst.cosine:.2f} to the update in {report.worst.path} "
-            f"(at least {min_cosine} is wanted); keep the adapter separate, or pass "
-            "dequantize=True to get float layers"
-        )
+    plans = {path: _plan(layer, dequantize, min_cosine, lost) for path, layer in layers.items()}
+    report = FuseReport(tuple(_line(p, layers[p], plan) for p, plan in plans.items()))
+    _refuse(layers, plans, min_cosine, lost)
     for path, layer in layers.items():
-        replace_modules(model, {path: _fused(layer, dequantize, min_cosine)[0]})
-    restore_trainable(model)
+        form = plans[path].form
+        if form is not None:
+            replace_modules(model, {path: _fused(layer, form)})
+    _leave_attached(model, [path for path, plan in plans.items() if plan.form is None])
     return report
 
 
-def _measured(path: str, layer: LoRALinear, dequantize: bool, min_cosine: float) -> FusedLayer:
-    fused, cosine = _fused(layer, dequantize, min_cosine)
-    return FusedLayer(path, type(fused).__name__, cosine)
+def _plan(layer: Adapter, dequantize: bool, min_cosine: float, lost: Lost) -> _Plan:
+    """The first form that keeps enough; else the last one tried, or the adapter beside."""
+    if isinstance(layer, LoRAEmbedding) and layer.use != "both":
+        return _Plan(None, 0.0, 0.0)
+    delta, before = layer.delta(), dense_weight(layer.base)
+    plans = []
+    for form in _forms(layer, dequantize, lost):
+        fused = dense_weight(_fused(layer, form, before + delta))
+        plans.append(_Plan(form, *_kept(fused - before, delta)))
+        # Written so that NaN counts as lost.
+        if plans[-1].cosine >= min_cosine:
+            return plans[-1]
+    return replace(plans[0], form=None) if lost == "keep" else plans[-1]
 
 
-def _fused(layer: LoRALinear, dequantize: bool, min_cosine: float) -> tuple[nn.Module, float]:
-    """The plain layer that takes an adapted one's place, and the cosine of its update."""
-    base, delta = layer.base, layer.delta()
-    before = _float_weight(base)
-    if isinstance(base, nn.QuantizedLinear) and not dequantize:
-        fused = nn.QuantizedLinear.from_linear(
-            _linear(before + delta, base, base.scales.dtype),
-            group_size=base.group_size,
-            bits=base.bits,
-            mode=base.mode,
-        )
-        return fused, _cosine(_float_weight(fused) - before, delta)
-    fused = _linear(before + delta, base, _dtype(base))
-    cosine = _cosine(_float_weight(fused) - before, delta)
-    if dequantize and cosine < min_cosine:
-        # bfloat16 has 8 bits of mantissa: too coarse for small updates as well.
-        fused = _linear(before + delta, base, mx.float32)
-        cosine = _cosine(_float_weight(fused) - before, delta)
-    return fused, cosine
+def _forms(layer: Adapter, dequantize: bool, lost: Lost) -> list[_Form]:
+    """The forms to try, in the order in which they are preferred."""
+    base, dtype = layer.base, float_dtype(layer.base)
+    floats = [_Form(dtype)] + ([_Form(mx.float32)] if dtype != mx.float32 else [])
+    if not isinstance(base, QUANTIZED_TYPES):
+        return floats if dequantize or lost == "raise_bits" else floats[:1]
+    if dequantize:
+        return floats
+    same = _Form(dtype, base.bits, base.group_size, base.mode)
+    return [same, *_more_bits(layer, same), *floats] if lost == "raise_bits" else [same]
 
 
-def _linear(weight: mx.array, base: nn.Module, dtype: mx.Dtype) -> nn.Linear:
+def _more_bits(layer: Adapter, form: _Form) -> list[_Form]:
+    group_size = form.group_size if form.mode == "affine" else 32
+    fits = group_size and linear_shape(layer.base)[1] % group_size == 0
+    if not fits or (form.bits or 0) >= _MORE_BITS:
+        return []
+    return [_Form(form.dtype, _MORE_BITS, group_size)]
+
+
+def _fused(layer: Adapter, form: _Form, weight: mx.array | None = None) -> nn.Module:
+    """The plain layer that takes an adapted one's place."""
+    base = layer.base
+    if weight is None:
+        weight = dense_weight(base) + layer.delta()
     # Built around a 1 x 1 layer: a full-size one would draw random weights to throw away.
-    linear = nn.Linear(1, 1, bias=False)
-    linear.weight = weight.astype(dtype)
+    embedding = isinstance(layer, LoRAEmbedding)
+    fused: Any = nn.Embedding(1, 1) if embedding else nn.Linear(1, 1, bias=False)
+    fused.weight = weight.astype(form.dtype)
     if "bias" in base:
-        linear.bias = base.bias
-    mx.eval(linear.parameters())
-    linear.freeze()
-    linear.train(base.training)
-    return linear
+        fused.bias = base.bias
+    if form.bits is not None:
+        fused = fused.to_quantized(group_size=form.group_size, bits=form.bits, mode=form.mode)
+    mx.eval(fused.parameters())
+    fused.freeze()
+    fused.train(base.training)
+    return fused
 
 
-def _dtype(base: nn.Module) -> mx.Dtype:
-    quantized = isinstance(base, nn.QuantizedLinear)
-    dtype = base.scales.dtype if quantized else base.weight.dtype
-    return dtype if mx.issubdtype(dtype, mx.floating) else mx.float32
-
-
-def _float_weight(layer: nn.Module) -> mx.array:
-    if not isinstance(layer, nn.QuantizedLinear):
-        return layer.weight.astype(mx.float32)
-    weight = mx.dequantize(
-        layer.weight,
-        layer.scales,
-        layer.get("biases"),
-        group_size=layer.group_size,
-        bits=layer.bits,
-        mode=layer.mode,
+def _line(path: str, layer: Adapter, plan: _Plan) -> FusedLayer:
+    if plan.form is None:
+        return FusedLayer(path, type(layer).__name__, plan.cosine, plan.norm_ratio, kept=True)
+    kind = "Embedding" if isinstance(layer, LoRAEmbedding) else "Linear"
+    form = plan.form
+    return FusedLayer(
+        path,
+        kind if form.bits is None else f"Quantized{kind}",
+        plan.cosine,
+        plan.norm_ratio,
+        bits=form.bits,
+        group_size=form.group_size,
+        mode=None if form.bits is None else form.mode,
+        dtype=str(form.dtype).rpartition(".")[2],
+        old_bits=getattr(layer.base, "bits", None),
     )
-    return weight.astype(mx.float32)
 
 
-def _cosine(realised: mx.array, meant: mx.array) -> float:
-    """Cosine of two updates; 1 when there was nothing to add."""
-    wanted, found = mx.linalg.norm(meant), mx.linalg.norm(realised)
-    if not wanted.item():
-        return 1.0
-    if not found.item():
-        return 0.0
-    cosine: Any = (mx.sum(realised * meant) / (wanted * found)).item()
-    return float(cosine)
+def _refuse(
+    layers: dict[str, Adapter], plans: dict[str, _Plan], min_cosine: float, lost: Lost
+) -> None:
+    for path, layer in layers.items():
+        use = getattr(layer, "use", "both")
+        if use != "both" and lost != "keep":
+            raise AdapterError(
+                f"{path} is also the output head, but its adapter acts on the {use} alone, which "
+                "one matrix cannot hold; keep it beside the model with lost='keep'"
+            )
+    low = {p: plan.cosine for p, plan in plans.items() if plan.form and plan.cosine < min_cosine}
+    bad = [p for p, plan in plans.items() if plan.cosine != plan.cosine]
+    if bad:
+        raise AdapterError(f"the adapter of {bad[0]} holds values that are not finite; train again")
+    if low:
+        worst = min(low, key=lambda path: low[path])
+        raise AdapterError(
+            f"fusing would lose the adapter in {len(low)} of {len(layers)} layers: rounding leaves "
+            f"a cosine of {low[worst]:.2f} to the update in {worst} (at least {min_cosine} is "
+            "wanted); keep the adapter separate, pass lost='raise_bits' for more bits or "
+            "lost='keep' for an adapter in these layers alone, or dequantize=True for float layers"
+        )
+
+
+def _kept(realised: mx.array, meant: mx.array) -> tuple[float, float]:
+    """Cosine and ratio of norms of two updates; both 1 when there was nothing to add."""
+    wanted, found = mx.linalg.norm(meant).item(), mx.linalg.norm(realised).item()
+    if not wanted:
+        return 1.0, 1.0
+    if not found:
+        return 0.0, 0.0
+    product: Any = mx.sum(realised * meant).item()
+    return float(product) / (float(wanted) * float(found)), float(found) / float(wanted)
+
+
+def _leave_attached(model: nn.Module, kept: list[str]) -> None:
+    """Forget the attachment, or narrow it to the layers that keep their adapter."""
+    attachment: Attachment | None = getattr(model, "_lora_attachment", None)
+    if not kept:
+        restore_trainable(model)
+    elif attachment is not None:
+        config = replace(attachment.config, targets=tuple(kept), layers=None)
+        model._lora_attachment = replace(attachment, config=config)

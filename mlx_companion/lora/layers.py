@@ -207,7 +207,7 @@ class LoRALinear(Adapter):
         return mx.concatenate(parts)
 
     def _through_base(self, a: mx.array) -> mx.array:
-        return of_layer(self.base).apply(a.T.astype(_float_dtype(self.base))).astype(mx.float32)
+        return of_layer(self.base).apply(a.T.astype(float_dtype(self.base))).astype(mx.float32)
 
 
 class LoRAEmbedding(Adapter):
@@ -270,7 +270,7 @@ class LoRAEmbedding(Adapter):
 
     def _through_base(self, a: mx.array) -> mx.array:
         matrix = of_layer(self.base)
-        return matrix.apply_transposed(a.T.astype(_float_dtype(self.base))).astype(mx.float32)
+        return matrix.apply_transposed(a.T.astype(float_dtype(self.base))).astype(mx.float32)
 
 
 def linear_shape(layer: nn.Module) -> tuple[int, int]:
@@ -286,6 +286,7 @@ def dense_weight(layer: nn.Module) -> mx.array:
     return of_layer(layer).dense().astype(mx.float32)
 
 
-def _float_dtype(layer: nn.Module) -> mx.Dtype:
+def float_dtype(layer: nn.Module) -> mx.Dtype:
+    """The floating-point type that a layer's weight has, or had before it was quantized."""
     dtype = layer.scales.dtype if isinstance(layer, QUANTIZED_TYPES) else layer.weight.dtype
     return dtype if mx.issubdtype(dtype, mx.floating) else mx.float32
