@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mlx_companion.blt.entropy import entropies_of_hidden, entropy
+from mlx_companion.kernels.byte_entropy import ByteEntropy, byte_entropy
 
 
 def exact(logits: np.ndarray) -> np.ndarray:
@@ -18,11 +19,10 @@ def exact(logits: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.1, 1.0, 4.0, 15.0, 100.0])
-@pytest.mark.parametrize("chunk", [1, 7, 4096])
-def test_exact_to_a_hundred_thousandth(scale: float, chunk: int) -> None:
+def test_exact_to_a_hundred_thousandth(scale: float) -> None:
     rng = np.random.default_rng(0)
     logits = (rng.normal(size=(3, 11, 260)) * scale + rng.normal() * 50).astype(np.float32)
-    ours = np.array(entropy(mx.array(logits), chunk))
+    ours = np.array(entropy(mx.array(logits)))
     assert ours.shape == (3, 11)
     assert np.abs(ours - exact(logits)).max() < 1e-5
 
@@ -75,3 +75,24 @@ def test_memory_does_not_grow_with_the_text() -> None:
 
 def test_nothing_has_no_entropies() -> None:
     assert entropy(mx.zeros((2, 0, 260))).shape == (2, 0)
+    assert entropies_of_hidden(mx.zeros((2, 0, 8)), nn.Linear(8, 260)).shape == (2, 0)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 4096])
+def test_pieces_change_nothing_but_rounding(chunk: int) -> None:
+    head = nn.Linear(16, 260)
+    hidden = mx.random.normal((3, 11, 16), key=mx.random.key(3)) * 4
+    pieces = np.array(entropies_of_hidden(hidden, head, chunk))
+    assert np.abs(pieces - exact(np.array(head(hidden)))).max() < 2e-5
+
+
+def test_the_op_computes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def recorded(logits: mx.array) -> ByteEntropy:
+        seen.append(logits.shape)
+        return byte_entropy(logits, impl="reference")
+
+    monkeypatch.setattr("mlx_companion.blt.entropy.byte_entropy", recorded)
+    entropies_of_hidden(mx.zeros((2, 3, 8)), nn.Linear(8, 260), chunk=4)
+    assert seen == [(4, 260), (2, 260)]
