@@ -14,9 +14,9 @@ monitor and kill switch consulted between batches.
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from os.path import commonprefix
-from typing import Any, Literal
+from typing import Any, Protocol
 
 import mlx.core as mx
 from mlx_lm.generate import BatchGenerator, generate_step
@@ -26,6 +26,7 @@ from mlx_companion.errors import GenerationError
 from mlx_companion.models.fast_cpu import fast_cpu
 from mlx_companion.models.load import LanguageModel
 from mlx_companion.models.prompts import Prompt, context_length, render
+from mlx_companion.models.reply_text import Reply, ReplyText
 from mlx_companion.models.sampling import GREEDY, LogitsProcessor, Sampling
 from mlx_companion.runtime.monitor import ResourceMonitor
 from mlx_companion.runtime.seeds import derive_seed
@@ -33,29 +34,24 @@ from mlx_companion.runtime.stop import NEVER, StopSwitch
 
 __all__ = ["Reply", "batch_generate", "generate", "stream_generate"]
 
-FinishReason = Literal["stop", "length"]
 # A shared prefix shorter than this costs more to merge than to compute again.
 MIN_SHARED_PREFIX = 8
 
 
-@dataclass(frozen=True)
-class Reply:
-    """What a model answered. `str(reply)` is the text.
+class RowCaches(Protocol):
+    """Prompt caches of a batch's rows that somebody else keeps, such as a bank of adapters.
 
-    Args:
-        text: the text, without the stop that ended it.
-        tokens: the sampled token ids, end token excluded.
-        finish_reason: "stop" (end token or text stop) or "length" (cut at max_tokens).
-        prompt_tokens: length of the prompt (tokens).
+    Attributes:
+        model: called in place of the language model's, with these caches.
     """
 
-    text: str
-    tokens: tuple[int, ...] = field(repr=False)
-    finish_reason: FinishReason
-    prompt_tokens: int
+    model: Any
 
-    def __str__(self) -> str:
-        return self.text
+    def start(self, row: int, tokens: Sequence[int]) -> tuple[list[Any], int]:
+        """The cache that a row starts from, and how many of its prompt's tokens are in it."""
+
+    def ended(self, row: int, tokens: Sequence[int], cache: list[Any]) -> None:
+        """Told at a row's end: the tokens in its cache, and the cache."""
 
 
 def generate(lm: LanguageModel, prompt: Prompt, **options: Any) -> Reply:
@@ -109,7 +105,7 @@ def stream_generate(
         logits_processors=[*sampling.processors(), *logits_processors],
         prompt_cache=prompt_cache,
     )
-    text = _TextOut(lm, stop)
+    text = ReplyText(lm, stop)
     while not text.finished and not switch.requested:
         # Entered for each token: between two of them the caller may run other models.
         with fast_cpu(lm.model):
@@ -137,6 +133,7 @@ def batch_generate(
     max_rows: int = 64,
     monitor: ResourceMonitor | None = None,
     switch: StopSwitch = NEVER,
+    row_caches: RowCaches | None = None,
 ) -> list[Reply]:
     """One reply to each prompt, in their order, decoded `max_rows` at a time.
 
@@ -148,6 +145,7 @@ def batch_generate(
         max_rows: the most rows decoded together; a monitor under pressure lowers it.
         monitor: consulted before each batch; may slow down or pause the work.
         switch: consulted before each batch.
+        row_caches: where rows start from; by default all from the prefix that they share.
 
     Raises:
         GenerationError: as in `stream_generate`; nothing is generated then.
@@ -167,7 +165,15 @@ def batch_generate(
             mx.random.seed(derive_seed(seed, "rows", done))
         with fast_cpu(lm.model):
             made = _decode_rows(
-                lm, [rows[i] for i in chunk], max_tokens, sampling, stop, logits_processors
+                lm,
+                {i: rows[i] for i in chunk},
+                max_tokens,
+                [ReplyText(lm, stop) for _ in chunk],
+                {
+                    "sampler": sampling.sampler(),
+                    "logits_processors": [*sampling.processors(), *logits_processors],
+                },
+                row_caches,
             )
         replies.update(zip(chunk, made, strict=True))
     return [replies[i] for i in range(len(rows))]
@@ -175,49 +181,67 @@ def batch_generate(
 
 def _decode_rows(
     lm: LanguageModel,
-    rows: list[list[int]],
+    rows: dict[int, list[int]],
     max_tokens: int,
-    sampling: Sampling,
-    stop: Sequence[str],
-    processors: Sequence[LogitsProcessor],
+    texts: list[ReplyText],
+    options: dict[str, Any],
+    row_caches: RowCaches | None,
 ) -> list[Reply]:
     # The end tokens are recognised here, not by the generator, so that a row which
     # ends and one which is cut off at max_tokens by the same token are told apart.
     generator = BatchGenerator(
-        lm.model,
+        lm.model if row_caches is None else row_caches.model,
         max_tokens=max_tokens,
-        sampler=sampling.sampler(),
-        logits_processors=[*sampling.processors(), *processors],
         completion_batch_size=len(rows),
         prefill_batch_size=len(rows),
+        **options,
     )
     try:
-        prefix = _shared_prefix(lm, rows)
-        texts = dict(
-            zip(
-                generator.insert(
-                    [row[len(prefix.tokens) :] for row in rows],
-                    caches=[prefix.cache] * len(rows) if prefix.tokens else None,
-                    all_tokens=[list(prefix.tokens) for _ in rows],
-                ),
-                (_TextOut(lm, stop) for _ in rows),
-                strict=True,
-            )
+        starts = _starts(lm, rows, row_caches)
+        uids = generator.insert(
+            [row[known:] for row, (_, known) in zip(rows.values(), starts, strict=True)],
+            caches=[cache for cache, _ in starts],
+            all_tokens=[row[:known] for row, (_, known) in zip(rows.values(), starts, strict=True)],
         )
+        numbers = dict(zip(uids, rows, strict=True))
+        by_uid = dict(zip(uids, texts, strict=True))
         while responses := generator.next_generated():
-            ended = []
-            for response in responses:
-                text = texts[response.uid]
-                text.add(int(response.token))
-                if text.finished and response.finish_reason is None:
-                    ended.append(response.uid)
-            if ended:
-                generator.remove(ended)
+            for uid, tokens, cache in _ended(generator, responses, by_uid, row_caches is not None):
+                if row_caches is not None:
+                    row_caches.ended(numbers[uid], tokens, cache)
     finally:
         generator.close()
-    for text in texts.values():
+    for text in texts:
         text.close()
-    return [text.reply(len(row)) for text, row in zip(texts.values(), rows, strict=True)]
+    return [text.reply(len(row)) for text, row in zip(texts, rows.values(), strict=True)]
+
+
+def _ended(
+    generator: BatchGenerator, responses: list[Any], texts: dict[int, ReplyText], wanted: bool
+) -> list[tuple[int, list[int], list[Any]]]:
+    """Take the new tokens in; the rows that ended, with their tokens and caches where wanted."""
+    ended, left = [], []
+    for response in responses:
+        text = texts[response.uid]
+        text.add(int(response.token))
+        if response.finish_reason is not None:
+            left.append((response.uid, response.all_tokens, response.prompt_cache))
+        elif text.finished:
+            ended.append(response.uid)
+    if ended:
+        caches = generator.remove(ended, return_prompt_caches=wanted)
+        left += [(uid, tokens, cache) for uid, (cache, tokens) in caches.items()]
+    return left
+
+
+def _starts(
+    lm: LanguageModel, rows: dict[int, list[int]], row_caches: RowCaches | None
+) -> list[tuple[list[Any] | None, int]]:
+    """Per row a cache (None: an empty one) and how many of the row's tokens it holds."""
+    if row_caches is not None:
+        return [row_caches.start(number, tokens) for number, tokens in rows.items()]
+    prefix = _shared_prefix(lm, list(rows.values()))
+    return [(prefix.cache if prefix.tokens else None, len(prefix.tokens))] * len(rows)
 
 
 @dataclass(frozen=True)
@@ -253,63 +277,3 @@ def _checked_prompt(
             f"but {lm.source} reads at most {limit:,}: shorten the prompt or lower max_tokens"
         )
     return tokens
-
-
-class _TextOut:
-    """Collects one row's tokens and gives out text, holding back what may begin a stop."""
-
-    def __init__(self, lm: LanguageModel, stop: Sequence[str]) -> None:
-        self._end_tokens = lm.tokenizer.eos_token_ids
-        self._detokenizer = lm.tokenizer.detokenizer
-        self._stop = tuple(stop)
-        self._tokens: list[int] = []
-        self._text = ""
-        self._given = 0
-        self._cut = False
-        self.finished = False
-
-    def add(self, token: int) -> str:
-        if self.finished:
-            return ""
-        if token in self._end_tokens:
-            self.finished = True
-            return ""
-        self._tokens.append(token)
-        self._detokenizer.add_token(token)
-        self._text += self._detokenizer.last_segment
-        return self._release(held=self._held())
-
-    def close(self) -> str:
-        self._detokenizer.finalize()
-        # What a detokenizer still holds comes after the stop, when there was one.
-        if not self._cut:
-            self._text += self._detokenizer.last_segment
-            self._cut_at_stop()
-        return self._release(held=0)
-
-    def reply(self, prompt_tokens: int) -> Reply:
-        reason: FinishReason = "stop" if self.finished else "length"
-        return Reply(self._text.strip(), tuple(self._tokens), reason, prompt_tokens)
-
-    def _held(self) -> int:
-        if self._cut_at_stop():
-            return 0
-        longest = 0
-        for text in self._stop:
-            for size in range(min(len(text) - 1, len(self._text)), longest, -1):
-                if self._text.endswith(text[:size]):
-                    longest = size
-                    break
-        return longest
-
-    def _cut_at_stop(self) -> bool:
-        found = [self._text.find(text) for text in self._stop if text in self._text]
-        if found:
-            self._text = self._text[: min(found)]
-            self._cut = self.finished = True
-        return bool(found)
-
-    def _release(self, held: int) -> str:
-        piece = self._text[self._given : len(self._text) - held]
-        self._given += len(piece)
-        return piece

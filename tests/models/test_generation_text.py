@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import CORPUS, tiny_llama
 
-from mlx_companion.models.generation import _TextOut
 from mlx_companion.models.load import load
+from mlx_companion.models.reply_text import ReplyText
 
 END = -1
 # Two letters only, so that stops begin, break off and straddle pieces all the time.
@@ -47,7 +47,7 @@ class FakeDetokenizer:
 
 def fake_text_out(pieces, stops, late=0):
     tokenizer = SimpleNamespace(eos_token_ids={END}, detokenizer=FakeDetokenizer(pieces, late))
-    return _TextOut(SimpleNamespace(tokenizer=tokenizer), stops)
+    return ReplyText(SimpleNamespace(tokenizer=tokenizer), stops)
 
 
 def fed(text, tokens):
@@ -125,7 +125,7 @@ CHARACTERS = st.characters(codec="utf-8", exclude_characters="\0")
 @given(st.text(CHARACTERS, min_size=1, max_size=12))
 def test_characters_come_out_whole(tokenizer, said):
     pieces = []
-    text = _TextOut(SimpleNamespace(tokenizer=tokenizer), [])
+    text = ReplyText(SimpleNamespace(tokenizer=tokenizer), [])
     for character in said:
         tokens = tokenizer.encode(character, add_special_tokens=False)
         pieces.append([text.add(token) for token in tokens])
@@ -139,7 +139,7 @@ def test_characters_come_out_whole(tokenizer, said):
 
 
 def test_bytes_that_are_no_text_are_replaced_once(tokenizer):
-    text = _TextOut(SimpleNamespace(tokenizer=tokenizer), [])
+    text = ReplyText(SimpleNamespace(tokenizer=tokenizer), [])
     first_half = tokenizer.encode("\u4f60", add_special_tokens=False)[0]
     tokens = [first_half, *tokenizer.encode("warm", add_special_tokens=False), first_half]
     assert "".join(fed(text, tokens)) == "\ufffdwarm\ufffd"
@@ -150,7 +150,7 @@ def test_a_stop_of_several_bytes_and_tokens(tokenizer):
     for stop in ("\U0001f600", "\u4f60\u597d", "river had", "\n\n"):
         said = f"{CORPUS[0]} {stop} {CORPUS[1]}"
         tokens = tokenizer.encode(said, add_special_tokens=False)
-        text = _TextOut(SimpleNamespace(tokenizer=tokenizer), [stop])
+        text = ReplyText(SimpleNamespace(tokenizer=tokenizer), [stop])
         assert "".join(fed(text, tokens)) == f"{CORPUS[0]} "
         assert text.finished
         assert len(text.reply(1).tokens) < len(tokens)
