@@ -21,6 +21,7 @@ from typer.core import TyperGroup
 
 import mlx_companion
 from mlx_companion.cli_blt import app as blt
+from mlx_companion.cli_learn import tune
 from mlx_companion.cli_parts import (
     AsJson,
     ClearStop,
@@ -32,6 +33,7 @@ from mlx_companion.cli_parts import (
     given,
     make_console,
     option,
+    path_or_share,
     print_json,
     read_settings,
 )
@@ -261,13 +263,16 @@ def finetune(
             out or Path("runs") / data.resolve().stem,
             lora=settings.lora,
             train=settings.train,
-            valid=_path_or_share(valid),
+            valid=path_or_share(valid),
             resume=not no_resume,
             stop=switch,
             monitor=ResourceMonitor(settings.limits),
             track=("local", *(track or ())),
         )
     print(f"adapter: {result.adapter}")
+
+
+app.command(rich_help_panel=LEARN)(tune)
 
 
 @app.command(rich_help_panel=VERSIONS)
@@ -460,10 +465,3 @@ def _store() -> Store:
     from mlx_companion.store import Store
 
     return Store()
-
-
-def _path_or_share(text: str | None) -> str | float | None:
-    try:
-        return None if text is None else float(text)
-    except ValueError:
-        return text

@@ -62,3 +62,11 @@ def print_json(value: Any) -> None:
     from mlx_companion.store.values import dump_json
 
     print(dump_json(value))
+
+
+def path_or_share(text: str | None) -> str | float | None:
+    """A share of the data when it is a number, else a path; None stays None."""
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return text

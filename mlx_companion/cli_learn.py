@@ -1,0 +1,88 @@
+"""More verbs that learn from a person's files: `tune`; see `cli` for the conventions."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mlx_companion.cli_parts import (
+    ClearStop,
+    ConfigFile,
+    DataDir,
+    Seed,
+    Set,
+    given,
+    make_console,
+    option,
+    path_or_share,
+    read_settings,
+)
+from mlx_companion.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mlx_companion.training.tune import Trial
+
+
+def tune(
+    data: Annotated[Path, option("PATH", "File or folder of txt, jsonl, json or csv.", "--data")],
+    space: Annotated[Path, option("FILE", "YAML: for each setting a list, or low, high, log.")],
+    model: Annotated[str | None, option("NAME", "Alias, hub id, folder or GGUF file.")] = None,
+    valid: Annotated[str, option("PATH|SHARE", "Held-out data, or a share of --data.")] = "0.1",
+    out: Annotated[Path | None, option("FOLDER", "The study's folder (studies/NAME).")] = None,
+    trials: Annotated[int | None, option("N", "Trials in all.")] = None,
+    sampler: Annotated[str | None, option("NAME", "tpe, random or grid.")] = None,
+    pruner: Annotated[str | None, option("NAME", "median, hyperband or none.")] = None,
+    seed: Seed = None,
+    config: ConfigFile = None,
+    set_: Set = None,
+    clear_stop: ClearStop = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Search good settings for fine-tuning on your file; an interrupted search goes on.
+
+    The file of --space has lines like `train.lr: {low: 1e-5, high: 1e-3, log: true}` and
+    `lora.rank: [4, 8, 16]`. The last line printed is the best settings as JSON.
+    """
+    from mlx_companion.cli_parts import print_json
+    from mlx_companion.loop.switch import long_work
+    from mlx_companion.models import DEFAULT_MODEL
+    from mlx_companion.training.settings import FinetuneConfig
+    from mlx_companion.training.tune import space_from
+    from mlx_companion.training.tune import tune as search
+
+    settings = read_settings(FinetuneConfig, config, set_)
+    with long_work(clear_stop=clear_stop, say=partial(typer.echo, err=True)) as switch:
+        study = search(
+            model or DEFAULT_MODEL,
+            data,
+            out or Path("studies") / data.resolve().stem,
+            space=space_from(_read_mapping(space)),
+            valid=path_or_share(valid) or 0.1,
+            base=settings,
+            stop=switch,
+            progress=_say,
+            **given(trials=trials, sampler=sampler, pruner=pruner, seed=seed),
+        )
+    print_json({"value": study.best.value, **study.best.settings})
+
+
+def _say(trial: Trial) -> None:
+    value = "" if trial.value is None else f"{trial.value:.4f} nats per token"
+    tried = ", ".join(f"{name} {setting:.3g}" if isinstance(setting, float) else f"{name} {setting}"
+                      for name, setting in trial.settings.items())  # fmt: skip
+    make_console(stderr=True).print(f"trial {trial.number}: {trial.state} {value}  {tried}")
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected key: value lines, got a {type(values).__name__}")
+    return values
