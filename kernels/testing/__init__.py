@@ -9,6 +9,7 @@ docs/metal_bench.md says how to use it, and what it cannot check.
 from __future__ import annotations
 
 from mlx_companion.kernels.testing.bench import MetalKernel, metal_kernel
+from mlx_companion.kernels.testing.modules import on_bench
 from mlx_companion.kernels.testing.request import Options
 from mlx_companion.kernels.testing.schedules import (
     SCHEDULES,
@@ -24,5 +25,6 @@ __all__ = [
     "check",
     "emulated",
     "metal_kernel",
+    "on_bench",
     "run_all_schedules",
 ]

@@ -50,7 +50,7 @@ ATTRIBUTES: dict[str, tuple[str, str]] = {
     "thread_index_in_threadgroup": ("uint", "index"),
     "thread_position_in_grid": ("uint3", "grid_position"),
     "thread_position_in_threadgroup": ("uint3", "group_position"),
-    "threadgroup_position_in_grid": ("uint3", "threadgroup"),
+    "threadgroup_position_in_grid": ("uint3", "group_place"),
     "threadgroups_per_grid": ("uint3", "groups"),
     "threads_per_grid": ("uint3", "grid_size"),
     "threads_per_simdgroup": ("uint", "32"),

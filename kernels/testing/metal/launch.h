@@ -10,7 +10,7 @@ enum { MB_INPUT = 0, MB_OUTPUT = 1, MB_FILLED = 2, MB_THREADGROUP = 3 };
 
 // Identifies a GPU thread; the fields are those of Metal's attributes.
 struct mb_thread {
-  uint32_t grid_position[3], group_position[3], threadgroup[3];
+  uint32_t grid_position[3], group_position[3], group_place[3];
   uint32_t group_size[3], full_group_size[3], groups[3], grid_size[3];
   uint32_t index, lane, simdgroup, simdgroups, full_simdgroups;
 };

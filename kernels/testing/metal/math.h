@@ -181,4 +181,28 @@ MB_INLINE bool all(vec<bool, N> v) {
   for (int i = 0; i < N; i++) r = r && v[i];
   return r;
 }
+
+// Apple's compiler is less exact in `fast`; here both are the same.
+#define MB_SAME \
+  using metal::exp; using metal::exp2; using metal::exp10; using metal::log; \
+  using metal::log2; using metal::log10; using metal::sqrt; using \
+  metal::rsqrt; using metal::sin; using metal::cos; using metal::tan; using \
+  metal::asin; using metal::acos; using metal::atan; using metal::sinh; \
+  using metal::cosh; using metal::tanh; using metal::asinh; using \
+  metal::acosh; using metal::atanh; using metal::floor; using metal::ceil; \
+  using metal::trunc; using metal::rint; using metal::round; using \
+  metal::fabs; using metal::fract; using metal::saturate; using metal::sign; \
+  using metal::pow; using metal::powr; using metal::fmod; using \
+  metal::atan2; using metal::copysign; using metal::fmax; using metal::fmin; \
+  using metal::fdim; using metal::step; using metal::max; using metal::min; \
+  using metal::clamp; using metal::abs; using metal::fma; using metal::mix; \
+  using metal::smoothstep; using metal::divide; using metal::length; using \
+  metal::dot;
+namespace fast {
+MB_SAME
+}
+namespace precise {
+MB_SAME
+}
+#undef MB_SAME
 }  // namespace metal

@@ -61,7 +61,7 @@ static void place_thread(Launch* l, Fiber* f, uint32_t i, const uint32_t* at, co
   uint32_t position[3] = {i % size[0], i / size[0] % size[1], i / (size[0] * size[1])};
   for (int k = 0; k < 3; k++) {
     t.group_position[k] = position[k];
-    t.threadgroup[k] = at[k];
+    t.group_place[k] = at[k];
     t.grid_position[k] = at[k] * r->group[k] + position[k];
     t.group_size[k] = size[k];
     t.full_group_size[k] = r->group[k];
