@@ -101,11 +101,11 @@ def _own_step(name: str) -> Callable[[int], float]:
 
     from mlx_companion.text.documents import flatten
     from mlx_companion.text.packing import PackedRows
-    from mlx_companion.training.byte_models import logits_of_batch
+    from mlx_companion.training.byte_models import states_of_batch
     from mlx_companion.training.packed_loss import PackedLoss
 
     model = _model(tables=name != "no-tables")
-    gradient = nn.value_and_grad(model, PackedLoss(logits_of_batch))
+    gradient = nn.value_and_grad(model, PackedLoss(states_of_batch))
 
     def step(length: int) -> float:
         text = _text(length)

@@ -35,6 +35,7 @@ def linear_cross_entropy(
     *,
     weights: mx.array | None = None,
     bias: mx.array | None = None,
+    temperature: float = 1.0,
     chunk: int | None = None,
     head_gradient: bool = False,
     gradient: bool = True,
@@ -50,6 +51,7 @@ def linear_cross_entropy(
             NaN if not, so that the mistake shows.
         weights: (N,) float, what each row counts; 1 by default. They get a gradient too.
         bias: (V,), for a matrix.
+        temperature: logits are divided by it.
         chunk: rows of logits that may exist at a time; by default as many as make 17 MB in
             float32, or 134 MB on an accelerator.
         head_gradient: the head is trained: its matrix and bias, or an `nn.Module`'s trainable
@@ -66,7 +68,7 @@ def linear_cross_entropy(
         ConfigError: shapes, types or a head that do not fit.
         HardwareError: a kernel was asked for that this machine cannot run.
     """
-    _check(hidden, labels, weights, chunk)
+    _check(hidden, labels, weights, chunk, temperature)
     layer = output_layer(head, bias, head_gradient)
     chosen = choose(impl, "linear_cross_entropy")
     if layer.matrix is not None and layer.matrix.shape[1] != hidden.shape[1]:
@@ -78,6 +80,9 @@ def linear_cross_entropy(
         return mx.zeros((0,))
     vocabulary = layer.vocabulary(hidden.shape[1], hidden.dtype)
     labels = labels.astype(mx.int32)
+    if temperature != 1:
+        # Hidden states are fewer numbers than logits.
+        hidden, layer = layer.cooled(hidden, temperature)
     known = (labels >= 0) & (labels < vocabulary)
     counts = mx.ones(labels.shape) if weights is None else weights.astype(mx.float32)
     counts = mx.where(known | (counts == 0), counts, mx.nan)
@@ -104,7 +109,13 @@ def _losses(
     return losses_by_rows(hidden, labels, layer, kernel_losses(chosen), chunk, gradient)
 
 
-def _check(hidden: mx.array, labels: mx.array, weights: mx.array | None, chunk: int | None) -> None:
+def _check(
+    hidden: mx.array,
+    labels: mx.array,
+    weights: mx.array | None,
+    chunk: int | None,
+    temperature: float,
+) -> None:
     if hidden.ndim != 2 or not mx.issubdtype(hidden.dtype, mx.floating):
         raise ConfigError(
             f"linear_cross_entropy: hidden is {hidden.shape} of {hidden.dtype}; needed are rows "
@@ -122,3 +133,5 @@ def _check(hidden: mx.array, labels: mx.array, weights: mx.array | None, chunk: 
         )
     if chunk is not None and chunk < 1:
         raise ConfigError(f"linear_cross_entropy: chunk is {chunk}; needed is 1 row or more")
+    if not temperature > 0:
+        raise ConfigError(f"linear_cross_entropy: temperature is {temperature}; needed is above 0")

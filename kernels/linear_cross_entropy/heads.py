@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
@@ -42,6 +42,15 @@ class OutputLayer:
         with Replayed(random_state()):
             return self.call(mx.zeros((1, width), dtype=dtype), self.trained).shape[-1]
 
+    def cooled(self, hidden: mx.array, temperature: float) -> tuple[mx.array, OutputLayer]:
+        """Hidden states and a layer that give logits divided by `temperature`."""
+        if self.matrix is None:
+            return hidden, replace(self, call=lambda h, arrays: self.call(h, arrays) / temperature)
+        if self.bias is None:
+            return hidden / temperature, self
+        layer = _of_matrix(self.matrix, self.bias / temperature, bool(self.trained))
+        return hidden / temperature, layer
+
 
 def random_state() -> mx.array:
     """Where MLX's random numbers are at: a key of its own."""
@@ -67,7 +76,9 @@ class Replayed:
         _key()[:] = self.outside
 
 
-def output_layer(head: Head, bias: mx.array | None, head_gradient: bool) -> OutputLayer:
+def output_layer(
+    head: Head, bias: mx.array | None = None, head_gradient: bool = False
+) -> OutputLayer:
     """Make one of what the op was given.
 
     Raises:

@@ -30,7 +30,7 @@ from mlx_companion.blt.flops import inference_flops
 from mlx_companion.blt.model import BltModel
 from mlx_companion.blt.windows import Windows, default_stride, window_batches, window_count
 from mlx_companion.errors import DataError, ModelError
-from mlx_companion.kernels.fast_math import exp
+from mlx_companion.kernels.linear_cross_entropy import linear_cross_entropy
 from mlx_companion.text.byte_text import BOS, decode_bytes, encode_bytes
 from mlx_companion.text.documents import read_documents
 
@@ -231,17 +231,11 @@ def _run(
     closes = None
     if isinstance(model, BltModel):
         patching = model.patching(inputs)
-        logits = model(inputs, patching)
+        hidden = model.hidden(inputs, patching)
         closes = np.asarray(patching.closes)
     else:
-        logits = model(inputs)
-    return np.asarray(_cross_entropies(logits, labels)), closes
-
-
-def _cross_entropies(logits: mx.array, labels: mx.array) -> mx.array:
-    """(B, N, V) and (B, N) -> (B, N) float32 nats."""
-    logits = logits.astype(mx.float32)
-    largest = logits.max(axis=-1, keepdims=True)
-    own = mx.take_along_axis(logits, labels[..., None], axis=-1)
-    total = exp(logits - largest).sum(axis=-1)
-    return mx.log(total) - (own - largest)[..., 0]
+        hidden = model.hidden(inputs)
+    nats = linear_cross_entropy(
+        hidden.reshape(-1, hidden.shape[-1]), model.lm_head, labels.reshape(-1), gradient=False
+    )
+    return np.asarray(nats).reshape(labels.shape), closes

@@ -6,6 +6,7 @@ replies needs them at the replies' positions only:
     backbone, head = split_head(model)
     hidden = backbone(tokens)          # (B, L, D)
     logits = head(hidden[positions])   # (n, V)
+    losses = linear_cross_entropy(hidden[positions], output_head(model), labels)   # (n,)
 
 mlx-lm's models are built as `model.model(tokens)` followed by `model.lm_head` or by the tied
 embedding. Some scale or cap their logits after that, so the cut is checked once against the
@@ -22,6 +23,9 @@ from typing import Literal, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from mlx_companion.kernels.linear_cross_entropy import Head
 
 _PROBE_TOKENS = 8
 # The same operations on the same shapes: anything above rounding is another function.
@@ -52,10 +56,54 @@ def split_head(model: nn.Module) -> SplitModel:
     Args:
         model: an mlx-lm model, with or without adapters.
     """
-    cut = getattr(model, "_companion_cut", None)
+    return _split(model, _cut(model))
+
+
+def output_head(model: nn.Module) -> Head:
+    """The output layer as `kernels.linear_cross_entropy` takes it.
+
+    Args:
+        model: as of `split_head`; what its backbone gives goes into this.
+
+    Returns:
+        A layer with the parameters that make the logits, or the identity for a model that could
+        not be cut.
+    """
+    cut = _cut(model)
+    if cut == "none":
+        return identity
+    layer: nn.Module = model.lm_head if cut == "lm_head" else model.model.embed_tokens
+    plain = cut == "lm_head" or type(layer) in (nn.Embedding, nn.QuantizedEmbedding)
+    return layer if plain else _Tied(layer)
+
+
+def head_trains(head: Head) -> bool:
+    """Whether a head that `output_head` gave has parameters that are trained."""
+    return isinstance(head, nn.Module) and bool(tree_flatten(head.trainable_parameters()))
+
+
+class _Tied(nn.Module):
+    """An embedding, such as one with an adapter, called the other way round."""
+
+    def __init__(self, embedding: nn.Module) -> None:
+        super().__init__()
+        self.embedding = embedding
+
+    def __call__(self, hidden: mx.array) -> mx.array:
+        logits: mx.array = self.embedding.as_linear(hidden)
+        return logits
+
+
+def identity(logits: mx.array) -> mx.array:
+    """The head of what gives logits already."""
+    return logits
+
+
+def _cut(model: nn.Module) -> Cut:
+    cut: Cut | None = getattr(model, "_companion_cut", None)
     if cut is None:
         cut = model._companion_cut = _find_cut(model)
-    return _split(model, cut)
+    return cut
 
 
 def _split(model: nn.Module, cut: Cut) -> SplitModel:
@@ -65,7 +113,7 @@ def _split(model: nn.Module, cut: Cut) -> SplitModel:
         return SplitModel(
             lambda tokens: model.model(tokens), lambda h: model.model.embed_tokens.as_linear(h)
         )
-    return SplitModel(lambda tokens: model(tokens), lambda logits: logits)
+    return SplitModel(lambda tokens: model(tokens), identity)
 
 
 def _find_cut(model: nn.Module) -> Cut:

@@ -17,9 +17,9 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_companion.errors import GenerationError
-from mlx_companion.kernels.fast_math import raw_exp
+from mlx_companion.kernels.linear_cross_entropy import linear_cross_entropy
 from mlx_companion.models.fast_cpu import fast_cpu
-from mlx_companion.models.heads import split_head
+from mlx_companion.models.heads import output_head, split_head
 from mlx_companion.models.load import LanguageModel
 from mlx_companion.models.prefix import can_share, run_prefixed
 from mlx_companion.runtime.stop import NEVER, StopSwitch
@@ -71,9 +71,10 @@ def score_rows(
     scores: dict[int, RowScore] = {}
     for batch in _batches(rows, batch_tokens):
         switch.check()
-        logits = scored_logits(lm, [rows[i] for i in batch])
+        hidden = _scored_hidden(lm, [rows[i] for i in batch])
         targets = mx.array(np.concatenate([rows[i].tokens[rows[i].start :] for i in batch]))
-        logprobs = np.array(_logprobs(logits, targets), dtype=np.float64)
+        losses = linear_cross_entropy(hidden, output_head(lm.model), targets, gradient=False)
+        logprobs = -np.array(losses, dtype=np.float64)
         at = 0
         for i in batch:
             count = len(rows[i].tokens) - rows[i].start
@@ -84,7 +85,12 @@ def score_rows(
 
 def scored_logits(lm: LanguageModel, rows: Sequence[Row]) -> mx.array:
     """Logits (N, V), float32, that predict the scored tokens of all rows, row after row."""
-    backbone, head = split_head(lm.model)
+    return split_head(lm.model).head(_scored_hidden(lm, rows)).astype(mx.float32)
+
+
+def _scored_hidden(lm: LanguageModel, rows: Sequence[Row]) -> mx.array:
+    """Hidden states (N, D) that predict the scored tokens of all rows, row after row."""
+    backbone = split_head(lm.model).backbone
     prefix = _shared_length(rows) if can_share(lm.model, backbone) else 0
     length = max(len(row.tokens) for row in rows) - 1
     tokens = np.zeros((len(rows), length), dtype=np.int32)
@@ -98,16 +104,7 @@ def scored_logits(lm: LanguageModel, rows: Sequence[Row]) -> mx.array:
             hidden = run_prefixed(lm.model, mx.array(tokens), prefix)
         else:
             hidden = backbone(mx.array(tokens))
-    hidden = hidden.reshape(-1, hidden.shape[-1])[mx.array(np.concatenate(wanted))]
-    return head(hidden).astype(mx.float32)
-
-
-def _logprobs(logits: mx.array, targets: mx.array) -> mx.array:
-    """Log-probability (N,) of each target under logits (N, V)."""
-    largest = logits.max(axis=-1, keepdims=True)
-    total = raw_exp(logits - largest).sum(axis=-1)
-    picked = mx.take_along_axis(logits, targets[:, None], axis=-1)
-    return (picked - largest).squeeze(-1) - mx.log(total)
+    return hidden.reshape(-1, hidden.shape[-1])[mx.array(np.concatenate(wanted))]
 
 
 def _shared_length(rows: Sequence[Row]) -> int:

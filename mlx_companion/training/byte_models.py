@@ -29,6 +29,7 @@ from mlx_companion.blt.model import BltModel
 from mlx_companion.blt.patchers import make_patching
 from mlx_companion.blt.patching import Patching
 from mlx_companion.errors import ConfigError
+from mlx_companion.kernels.linear_cross_entropy import Head
 from mlx_companion.runtime.config import config_hash
 from mlx_companion.runtime.monitor import ResourceMonitor
 from mlx_companion.runtime.stop import NEVER, StopSwitch
@@ -37,7 +38,7 @@ from mlx_companion.text.documents import FlatText
 from mlx_companion.text.packing import PackedBatch, PackedRows
 from mlx_companion.training.callbacks import Callback
 from mlx_companion.training.config import TrainConfig
-from mlx_companion.training.packed_loss import PackedLoss
+from mlx_companion.training.packed_loss import PackedLoss, call_with_documents
 from mlx_companion.training.state import TrainSummary
 from mlx_companion.training.trainer import Trainer
 
@@ -89,7 +90,7 @@ def train_byte_model(
         model,
         train,
         valid=held_out,
-        loss=PackedLoss(logits_of_batch),
+        loss=PackedLoss(states_of_batch),
         config=config,
         callbacks=callbacks,
         monitor=monitor,
@@ -101,11 +102,12 @@ def train_byte_model(
     return trainer.run(resume=resume)
 
 
-def logits_of_batch(model: nn.Module, batch: PackedBatch) -> mx.array:
-    """Logits (B, N, V) of a packed batch."""
+def states_of_batch(model: nn.Module, batch: PackedBatch) -> tuple[mx.array, Head]:
+    """Hidden states (B, N, D) of a packed batch, and the layer that makes logits of them."""
     if isinstance(model, BltModel):
-        return model(batch.ids, batch_patching(model, batch), batch.documents)
-    return model(batch.ids, batch.documents)
+        states = model.hidden(batch.ids, batch_patching(model, batch), batch.documents)
+        return states, model.lm_head
+    return call_with_documents(model, batch)
 
 
 def batch_patching(model: BltModel, batch: PackedBatch) -> Patching:

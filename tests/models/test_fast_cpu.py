@@ -62,19 +62,6 @@ def test_attention_and_its_gradients(kind: str, L: int, S: int) -> None:
         assert_close(got, wanted)
 
 
-@pytest.mark.parametrize("vocabulary", [5, 1000])
-def test_cross_entropy_and_its_gradient(vocabulary: int) -> None:
-    logits = normal(9, vocabulary, scale=8.0)
-    labels = mx.arange(9) % vocabulary
-    weights = normal(9, seed=5)
-    loss, gradient = fast.cross_entropy(logits, labels, weights)
-    expected, expected_gradient = mx.value_and_grad(
-        lambda x: (nn.losses.cross_entropy(x, labels) * weights).sum()
-    )(logits)
-    assert_close(loss, expected)
-    assert_close(gradient, expected_gradient)
-
-
 @pytest.fixture
 def model() -> llama.Model:
     args = llama.ModelArgs(

@@ -133,17 +133,17 @@ def test_a_row_with_nothing_to_score_is_refused(lm, row):
 
 def test_the_kill_switch_is_heard_between_batches(lm, monkeypatch):
     switch, batches = StopSwitch(), []
-    logits = scoring.scored_logits
+    score = scoring.linear_cross_entropy
 
-    def counted(model, rows):
-        batches.append(len(rows))
+    def counted(hidden, head, targets, **options):
+        batches.append(len(targets))
         switch.request("enough")
-        return logits(model, rows)
+        return score(hidden, head, targets, **options)
 
-    monkeypatch.setattr(scoring, "scored_logits", counted)
+    monkeypatch.setattr(scoring, "linear_cross_entropy", counted)
     with pytest.raises(Stopped):
         score_rows(lm, [Row([1, 2, 3])] * 4, batch_tokens=6, switch=switch)
-    assert batches == [2]
+    assert batches == [4]
 
 
 @pytest.mark.parametrize("window", [2, 7, 16, 256])

@@ -22,7 +22,7 @@ from mlx_companion.training import byte_models
 from mlx_companion.training.byte_models import (
     ENTROPIES,
     batch_patching,
-    logits_of_batch,
+    states_of_batch,
     text_entropies,
     train_byte_model,
     training_flops,
@@ -169,7 +169,7 @@ def test_the_loss_is_the_mean_of_every_byte(text: FlatText) -> None:
     model = blt(None)
     rows = PackedRows(text, context=CONTEXT, batch_rows=4, shuffle=False)
     total = count = 0.0
-    loss = PackedLoss(logits_of_batch)
+    loss = PackedLoss(states_of_batch)
     for indices in rows.epoch(0):
         value, number = loss(model, rows.batch(indices))
         total, count = total + float(value), count + float(number)

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from training_models import adapted, distance, llama, rows
 
 from mlx_companion.errors import DataError
+from mlx_companion.lora import LoraConfig, attach
+from mlx_companion.models.heads import head_trains, output_head
 from mlx_companion.models.prefix import can_share, shared_length
 from mlx_companion.text import Batch, Encoded, collate
-from mlx_companion.training import SftLoss, losses, sft_loss
+from mlx_companion.training import SftLoss, sft_loss
 
 
 def full_logits_loss(model: nn.Module, batch: Batch) -> tuple[mx.array, mx.array]:
@@ -43,23 +45,38 @@ def test_it_agrees_with_full_logits(tied: bool, share: bool) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 5, 16, 1000])
-def test_slices_change_nothing(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(losses, "chunk_rows", lambda vocabulary, rows: size)
+def test_chunks_change_nothing(size: int) -> None:
     model = adapted()
     model.train()
-    assert_agrees(model, collate(rows(5), range(5)), sft_loss)
+    loss = SftLoss(chunk=size)
+    assert_agrees(model, collate(rows(5), range(5)), loss)
     expected = full_logits_loss(model, collate(rows(5), range(5)))[0].item()
     model.eval()
-    assert sft_loss(model, collate(rows(5), range(5)))[0].item() == pytest.approx(expected)
+    assert loss(model, collate(rows(5), range(5)))[0].item() == pytest.approx(expected)
 
 
-def test_slices_are_even_and_bounded() -> None:
-    assert losses.chunk_rows(49152, 86) <= 2**22 // 49152 + 1
-    assert losses.chunk_rows(49152, 10) == 10
-    assert losses.chunk_rows(10**9, 100) <= 16
-    for count in (1, 85, 86, 500):
-        size = losses.chunk_rows(49152, count)
-        assert size * -(-count // size) - count < -(-count // size)
+def test_a_model_that_is_not_in_training_mode_has_the_same_gradient() -> None:
+    model = adapted()
+    model.eval()
+    assert_agrees(model, collate(rows(5), range(5)), SftLoss(chunk=4))
+
+
+@pytest.mark.parametrize("chunk", [4, None])
+@pytest.mark.parametrize("tied", [False, True])
+def test_all_parameters_are_trained(tied: bool, chunk: int | None) -> None:
+    model = llama(tie_word_embeddings=tied)
+    model.train()
+    assert_agrees(model, collate(rows(4), range(4)), SftLoss(chunk=chunk))
+
+
+@pytest.mark.parametrize("chunk", [4, None])
+def test_adapters_on_the_output_layer(chunk: int | None) -> None:
+    model = llama()
+    attach(model, LoraConfig(rank=2, targets=("lm_head", "q_proj"), dropout=0.0), seed=0)
+    model.lm_head.lora_b = mx.random.normal(model.lm_head.lora_b.shape, key=mx.random.key(3))
+    model.train()
+    assert head_trains(output_head(model))
+    assert_agrees(model, collate(rows(4), range(4)), SftLoss(chunk=chunk))
 
 
 def test_a_quantized_model_and_head() -> None:

@@ -8,17 +8,15 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 from packed_models import byte_model, count_flops, packed
 from training_models import arrays, buckets, distance, same
 
 from mlx_companion.errors import ConfigError, Stopped
-from mlx_companion.kernels import fast_math
 from mlx_companion.training import Callback, MetricsLog, StepInfo, TrainConfig, Trainer
 from mlx_companion.training.gradients import GradientEngine
-from mlx_companion.training.packed_loss import PackedLoss, cross_entropy
+from mlx_companion.training.packed_loss import PackedLoss
 from mlx_companion.training.plan import Plan
 from mlx_companion.training.schedule import decay
 from mlx_companion.training.state import RunInfo, TrainState
@@ -55,22 +53,6 @@ class StopAfter:
 def reference(model: nn.Module, batch: Any) -> mx.array:
     losses = nn.losses.cross_entropy(model(batch.ids, batch.documents), batch.targets)
     return (losses * batch.mask).sum()
-
-
-@pytest.mark.parametrize("fast", [True, False])
-def test_cross_entropy_and_its_gradient(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fast_math, "wanted", lambda: fast)
-    logits = 3 * mx.random.normal((12, 30), key=mx.random.key(0))
-    labels = mx.random.randint(0, 30, (12,), key=mx.random.key(1))
-    weights = mx.array([1.0, 0.0, 0.5] * 4)
-
-    def plain(x: mx.array) -> mx.array:
-        return 2 * (nn.losses.cross_entropy(x, labels) * weights).sum()
-
-    loss, slope = mx.value_and_grad(lambda x: 2 * cross_entropy(x, labels, weights))(logits)
-    expected, expected_slope = mx.value_and_grad(plain)(logits)
-    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
-    np.testing.assert_allclose(slope, expected_slope, atol=2e-6)
 
 
 def test_gradients_of_packed_rows_on_two_streams() -> None:
@@ -267,20 +249,3 @@ def test_parameters_of_the_model_are_all_trained() -> None:
     Trainer(model, packed(), loss=PackedLoss(), config=config).run()
     after = dict(tree_flatten(model.parameters()))
     assert all(float(mx.abs(after[name] - before[name]).max()) > 0 for name in before)
-
-
-@pytest.mark.parametrize("fast", [False, True], ids=["mlx", "fast"])
-def test_cross_entropy_weighs_rows(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fast_math, "wanted", lambda: fast)
-    rng = np.random.default_rng(1)
-    logits, labels = rng.standard_normal((9, 30)), rng.integers(0, 30, 9)
-    weights = np.array([1, 0, 2, 1, 1, 0.5, 1, 1, 0])
-    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    value, slope = mx.value_and_grad(
-        lambda a: cross_entropy(a, mx.array(labels), mx.array(weights, dtype=mx.float32))
-    )(mx.array(logits, dtype=mx.float32))
-    assert float(value) == pytest.approx(
-        -(np.log(p[np.arange(9), labels]) * weights).sum(), rel=1e-5
-    )
-    expected = (p - np.eye(30)[labels]) * weights[:, None]
-    np.testing.assert_allclose(np.array(slope), expected, atol=1e-6)
