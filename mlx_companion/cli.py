@@ -239,6 +239,9 @@ def finetune(
     config: ConfigFile = None,
     set_: Set = None,
     no_resume: Annotated[bool, flag("--no-resume", "Start over in the run's folder.")] = False,
+    dry_run: Annotated[
+        bool, flag("--dry-run", "Run a few steps; say what the run will take, and write nothing.")
+    ] = False,
     track: Annotated[
         list[str] | None, option("NAME", "Note it elsewhere too: mlflow, wandb, trackio.")
     ] = None,
@@ -256,6 +259,19 @@ def finetune(
     train = {"epochs": epochs, "lr": lr, "batch_tokens": batch_tokens, "max_tokens": max_tokens}
     train = {f"train.{name}": value for name, value in {**train, "seed": seed}.items()}
     settings = read_settings(FinetuneConfig, config, set_, **lora, **train)
+    if dry_run:
+        from mlx_companion.training import rehearse
+
+        print(
+            rehearse(
+                model or DEFAULT_MODEL,
+                data,
+                lora=settings.lora,
+                train=settings.train,
+                valid=path_or_share(valid),
+            )
+        )
+        return
     with long_work(clear_stop=clear_stop, say=partial(typer.echo, err=True)) as switch:
         result = train_adapter(
             model or DEFAULT_MODEL,

@@ -12,6 +12,7 @@ from mlx_companion.training.data import DataReport
 from mlx_companion.training.finetune import TrainResult, finetune, read_result
 from mlx_companion.training.losses import Loss, SftLoss, sft_loss
 from mlx_companion.training.progress import RichProgress
+from mlx_companion.training.rehearsal import Rehearsal, rehearse
 from mlx_companion.training.state import RunInfo, SaveInfo, StepInfo, TrainSummary
 from mlx_companion.training.trainer import Trainer
 
@@ -20,6 +21,7 @@ __all__ = [
     "DataReport",
     "Loss",
     "MetricsLog",
+    "Rehearsal",
     "RichProgress",
     "RunInfo",
     "SaveInfo",
@@ -31,5 +33,6 @@ __all__ = [
     "Trainer",
     "finetune",
     "read_result",
+    "rehearse",
     "sft_loss",
 ]

@@ -33,6 +33,8 @@ class DataReport:
 
     Attributes:
         samples: training samples given.
+        duplicates: of these, how many equal an earlier one.
+        leaked: held-out samples that equal a training one.
         rows: training rows made of them.
         tokens, targets: tokens of one epoch, and those of them that are trained on.
         shortest, median, longest: row lengths in tokens.
@@ -45,6 +47,8 @@ class DataReport:
     """
 
     samples: int
+    duplicates: int
+    leaked: int
     rows: int
     tokens: int
     targets: int
@@ -70,7 +74,13 @@ class DataReport:
             f"{self.targets} ({self.targets / self.tokens:.0%}) trained on; row lengths "
             f"{self.shortest} to {self.longest}, median {self.median}; padding {self.padding:.1%}"
         ]
-        changed = [(self.truncated, "truncated"), (self.split, "split"), (self.dropped, "dropped")]
+        changed = [
+            (self.truncated, "truncated"),
+            (self.split, "split"),
+            (self.dropped, "dropped"),
+            (self.duplicates, "given more than once"),
+            (self.leaked, "held out and trained on as well"),
+        ]
         if any(count for count, _ in changed):
             lines.append(", ".join(f"{count} {what}" for count, what in changed if count))
         lines += [f"  dropped {reason}" for reason in self.reasons]
@@ -130,7 +140,7 @@ def prepare_data(
     return TrainingData(
         train,
         LengthBuckets(valid_rows, **options) if valid_rows else None,
-        _report(len(samples), train, report, valid_report),
+        _report(samples, held_out, train, report, valid_report),
         _hash(rows, valid_rows),
     )
 
@@ -186,11 +196,18 @@ def _reasons(report: EncodeReport) -> tuple[str, ...]:
 
 
 def _report(
-    samples: int, train: LengthBuckets, report: EncodeReport, valid: EncodeReport
+    samples: Sequence[Sample],
+    held_out: Sequence[Sample],
+    train: LengthBuckets,
+    report: EncodeReport,
+    valid: EncodeReport,
 ) -> DataReport:
     lengths = sorted(len(row.tokens) for row in train.encoded)
+    different = {_content(sample) for sample in samples}
     return DataReport(
-        samples=samples,
+        samples=len(samples),
+        duplicates=len(samples) - len(different),
+        leaked=sum(_content(sample) in different for sample in held_out),
         rows=report.kept,
         tokens=report.tokens,
         targets=report.targets,
