@@ -3,7 +3,7 @@
 With ratio w = p(token) / p_behaviour(token) and a completion's advantage A among its group:
 
     loss of a token   -min(w A, clip(w, 1 - eps_low, 1 + eps_high) A) + kl_weight k3
-    k3                p_ref/p - log(p_ref/p) - 1, an estimate of KL(p || p_ref) that is never negative
+    k3                p_ref/p - log(p_ref/p) - 1, which estimates KL(p || p_ref) and is never < 0
 
 The published variants are settings: `Grpo()` averages tokens in each completion first; "dapo" lets
 every token of the step count the same and clips upwards later (so that unlikely tokens can grow);

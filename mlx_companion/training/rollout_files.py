@@ -12,6 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 
@@ -53,9 +54,15 @@ class Rollout:
         """Tokens of the completion."""
         return len(self.tokens) - self.start
 
-    def with_values(self, name: str, values: list[float]) -> Rollout:
-        """The same with log-probabilities under `name`, "behaviour" or "reference"."""
-        return replace(self, **{name: values})
+    def with_values(
+        self, *, behaviour: list[float] | None = None, reference: list[float] | None = None
+    ) -> Rollout:
+        """The same with those log-probabilities."""
+        return replace(
+            self,
+            behaviour=self.behaviour if behaviour is None else behaviour,
+            reference=self.reference if reference is None else reference,
+        )
 
 
 class RolloutFolder:
@@ -114,10 +121,11 @@ class RolloutFolder:
         if not path.exists():
             return None
         try:
-            weights, about = mx.load(str(path), return_metadata=True)  # type: ignore[misc]
+            found: Any = mx.load(str(path), return_metadata=True)
         except RuntimeError as error:
             _log.warning("reference is damaged, made again", extra={"why": str(error)})
             return None
+        weights, about = found
         if about.get("run") != self.identity:
             raise CheckpointError(f"{path} belongs to another run; choose another folder")
         return weights

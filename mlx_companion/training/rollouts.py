@@ -315,7 +315,7 @@ class RolloutSource:
         # Writing the end is part of the answer, and a reply leaves the token out.
         end = [self.lm.tokenizer.eos_token_id] if finished or not reply.tokens else []
         prompt = self.prompts[at]
-        each = {}
+        each: dict[str, float] = {}
         for function in self.rewards:
             value = function(prompt.prompt, reply.text, prompt.fields)
             each[_name(function, each)] = _checked(value, function, prompt)
@@ -348,7 +348,8 @@ class RolloutSource:
                 values = np.array(each).tolist()
                 for row in part:
                     own, values = values[: row.length], values[row.length :]
-                    found.append(row.with_values(name, own))
+                    known = {name: own}
+                    found.append(row.with_values(**known))
         return found
 
     def _as_reference(self, number: int) -> Any:
