@@ -1,12 +1,13 @@
 """Hash n-gram embeddings in plain MLX, a few gathered rows at a time.
 
 Positions are taken in chunks whose gathered rows stay in the processor's cache: they are summed
-while they are there, and memory holds only the result. The gradient adds the cotangent to the G
-rows of each position, one table after the other, in one buffer of the table's size.
+while they are there, and memory holds little more than the result. The gradient adds the cotangent
+to the G rows of each position, in one buffer of the table's size.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,11 +17,14 @@ from mlx_companion.kernels.hash_embed.reference import dtype_of, frozen
 from mlx_companion.kernels.hash_embed.rows import Ngrams, rows_of
 from mlx_companion.kernels.matrix import Matrix
 
-# Gathered rows of a chunk, in bytes: smaller ones cost more in launches than they gain.
-_CHUNK = 2**18
+# Gathered rows of a chunk, as float32, in bytes: smaller ones cost more in launches than they gain.
+_CHUNK, _PACKED_CHUNK = 2**18, 2**19
 # MLX enters up to about so many chunks before the first is done, so that fewer of them
 # need as much memory as all at once.
 _AHEAD = 16
+
+# (..., G) int, rows of each position -> their sum (..., D).
+Reader = Callable[[mx.array], mx.array]
 
 
 def hash_embed(
@@ -29,57 +33,81 @@ def hash_embed(
     """See the package's `hash_embed`."""
     rows = rows_of(ids, ngrams, documents)
     if table.quantized:
-        return summed(frozen(table).rows, rows, table.shape[1], dtype_of(table))
+        read = _packed_reader(frozen(table))
+        return _in_chunks(read, rows, table.shape[1], dtype_of(table), _PACKED_CHUNK)
     result: Any = _gather_sum(table.weight, rows)
     return result
 
 
-def summed(
-    gather: Callable[[mx.array], mx.array], rows: mx.array, width: int, dtype: mx.Dtype
-) -> mx.array:
-    """Sum of the gathered rows of each position.
-
-    Args:
-        gather: (...) int -> (..., D), the rows of a table.
-        rows: (G, B, N) int.
-        width, dtype: of the rows.
-
-    Returns:
-        (B, N, D).
-    """
-    tables, *shape = rows.shape
-    by_position = rows.reshape(tables, -1).T
-    count = by_position.shape[0]
-    if not count or not tables:
+def _in_chunks(read: Reader, rows: mx.array, width: int, dtype: mx.Dtype, size: int) -> mx.array:
+    """What `read` gives for all rows (B, N, G), computed for `size` bytes at a time: (B, N, D)."""
+    *shape, tables = rows.shape
+    count = math.prod(shape)
+    if not count or not tables or not width:
         return mx.zeros((*shape, width), dtype=dtype)
-    chunk = max(_CHUNK // (4 * tables * width), 1)
+    chunk = max(size // (4 * tables * width), 1)
     if count <= _AHEAD * chunk:
-        return _sum(gather(rows), 0)
+        return read(rows)
     # One buffer, which each chunk writes a part of, and the next takes over.
     out = mx.zeros((count, width), dtype=dtype)
-    for start in range(0, count, chunk):
-        out[start : start + chunk] = _sum(gather(by_position[start : start + chunk]), 1)
+    starts = range(0, count, chunk)
+    parts = mx.split(rows.reshape(count, tables), list(starts[1:]))
+    for start, part in zip(starts, parts, strict=True):
+        out[start : start + chunk] = read(part)
     return out.reshape(*shape, width)
 
 
-def _sum(gathered: mx.array, axis: int) -> mx.array:
-    return gathered.astype(mx.float32).sum(axis=axis).astype(gathered.dtype)
+def _summed(gathered: mx.array) -> mx.array:
+    """Over the tables, in float32."""
+    if gathered.dtype == mx.float32:
+        return gathered.sum(axis=-2)
+    return gathered.astype(mx.float32).sum(axis=-2).astype(gathered.dtype)
+
+
+def _packed_reader(table: Matrix) -> Reader:
+    """Of a quantized table. For packings into bytes in a third of MLX's operations: scaled values
+    are summed, and biases by group.
+    """
+    if table.mode != "affine" or table.bits not in (2, 4, 8):
+        return lambda rows: _summed(table.rows(rows))
+
+    def read(rows: mx.array) -> mx.array:
+        packed, scales, biases = (mx.take(part, rows, axis=0) for part in table.arrays)
+        values = _unpacked(packed, table.bits).reshape(*scales.shape, table.group_size)
+        scaled = values.astype(mx.float32) * scales[..., None].astype(mx.float32)
+        offsets = biases.astype(mx.float32).sum(axis=-2)[..., None]
+        return (scaled.sum(axis=-3) + offsets).flatten(-2).astype(scales.dtype)
+
+    return read
+
+
+def _unpacked(packed: mx.array, bits: int) -> mx.array:
+    """Words (..., n) to the values in them, low bits first: (..., n * 32 / bits) uint8."""
+    values = packed.view(mx.uint8)
+    if bits == 8:
+        return values
+    mask = 2**bits - 1
+    parts = [(values >> shift) & mask for shift in range(0, 8, bits)]
+    return mx.stack(parts, axis=-1).flatten(-2)
 
 
 @mx.custom_function
 def _gather_sum(weight: mx.array, rows: mx.array) -> mx.array:
-    return summed(lambda chunk: weight[chunk], rows, weight.shape[1], weight.dtype)
+    def read(chunk: mx.array) -> mx.array:
+        return _summed(mx.take(weight, chunk, axis=0))
+
+    return _in_chunks(read, rows, weight.shape[1], weight.dtype, _CHUNK)
 
 
 @_gather_sum.vjp
 def _gather_sum_vjp(primals: Any, cotangent: mx.array, output: mx.array) -> Any:
     # Autodiff would make a gradient of the whole table for each of the chunks.
     weight, rows = primals
-    return scattered(cotangent, rows, weight.shape[0]), mx.zeros_like(rows)
+    return _scattered(cotangent, rows, weight.shape[0]), mx.zeros_like(rows)
 
 
-def scattered(cotangent: mx.array, rows: mx.array, height: int) -> mx.array:
-    """The gradient of a table (height, D): the cotangent (B, N, D) added to `rows` (G, B, N)."""
+def _scattered(cotangent: mx.array, rows: mx.array, height: int) -> mx.array:
+    """The gradient of a table (height, D): the cotangent (B, N, D) added to `rows` (B, N, G)."""
     width = cotangent.shape[-1]
     # MLX's CPU adds one number at a time; as complex numbers that is two.
     paired = (
@@ -89,7 +117,7 @@ def scattered(cotangent: mx.array, rows: mx.array, height: int) -> mx.array:
     )
     if paired:
         cotangent, width = mx.contiguous(cotangent).view(mx.complex64), width // 2
-    gradient = mx.zeros((height, width), dtype=cotangent.dtype)
-    for table in range(rows.shape[0]):
-        gradient = gradient.at[rows[table]].add(cotangent)
+    by_table = mx.moveaxis(rows, -1, 0)
+    added = mx.broadcast_to(cotangent, (*by_table.shape, width))
+    gradient = mx.zeros((height, width), dtype=cotangent.dtype).at[by_table].add(added)
     return gradient.view(mx.float32) if paired else gradient

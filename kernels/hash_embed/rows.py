@@ -116,17 +116,19 @@ def ngram_rows(
     """
     ngrams = Ngrams.of(group_sizes, primes, vocabulary, last)
     ngrams.check(ids, documents)
-    return rows_of(ids, ngrams, documents)
+    return mx.moveaxis(rows_of(ids, ngrams, documents), -1, 0)
 
 
 def rows_of(ids: mx.array, ngrams: Ngrams, documents: mx.array | None) -> mx.array:
-    """`ngram_rows` of checked arguments."""
+    """The rows of each position side by side, (B, N, G), of checked arguments."""
     B, N = ids.shape
     count = ngrams.count(N)
     if not ngrams.tables:
-        return mx.zeros((0, B, count), dtype=mx.int32)
+        return mx.zeros((B, count, 0), dtype=mx.int32)
     sums = _last_sums if count == 1 else _sums
-    return _rows(sums(ids, ngrams, documents, count), ngrams)
+    within = mx.remainder(sums(ids, ngrams, documents, count).view(mx.int64), ngrams.vocabulary)
+    rows = within + mx.arange(ngrams.tables, dtype=mx.int64) * ngrams.vocabulary
+    return rows.astype(mx.int32) if ngrams.rows < 2**31 else rows
 
 
 def position_in_document(documents: mx.array) -> mx.array:
@@ -145,7 +147,7 @@ def unsigned(*numbers: int) -> mx.array:
 
 
 def _sums(ids: mx.array, ngrams: Ngrams, documents: mx.array | None, count: int) -> mx.array:
-    """h of the last `count` positions: (G, B, count) uint64."""
+    """h of the last `count` positions: (B, count, G) uint64."""
     back = _bytes_back(ids, ngrams.largest, count, documents)
     sums = []
     for prime in ngrams.primes:
@@ -155,16 +157,16 @@ def _sums(ids: mx.array, ngrams: Ngrams, documents: mx.array | None, count: int)
             # One byte more in front: every other power goes up by one.
             by_size.append(byte + factor * by_size[-1])
         sums += [by_size[size - 1] for size in ngrams.sizes]
-    return mx.stack(sums)
+    return mx.stack(sums, axis=-1)
 
 
 def _last_sums(ids: mx.array, ngrams: Ngrams, documents: mx.array | None, count: int) -> mx.array:
-    """h of the last position: (G, B, 1) uint64; one product instead of a step per byte."""
+    """h of the last position: (B, 1, G) uint64; one product instead of a step per byte."""
     window = _padded(ids, ngrams.largest)
     if documents is not None and ids.shape[1]:
         reach = position_in_document(documents)[:, -1:]
         window = mx.where(reach >= mx.arange(ngrams.largest - 1, -1, -1), window, 0)
-    return (mx.array(_powers(ngrams))[:, None] * window).sum(axis=-1)[..., None]
+    return (window[:, None, None] * mx.array(_powers(ngrams))).sum(axis=-1)
 
 
 def _bytes_back(
@@ -186,14 +188,6 @@ def _padded(ids: mx.array, length: int) -> mx.array:
     if length <= N:
         return recent
     return mx.concatenate([mx.zeros((B, length - N), dtype=mx.uint64), recent], axis=1)
-
-
-def _rows(sums: mx.array, ngrams: Ngrams) -> mx.array:
-    """Sums (G, ...) uint64 to rows of the one table."""
-    within = mx.remainder(sums.view(mx.int64), ngrams.vocabulary)
-    offsets = mx.arange(ngrams.tables, dtype=mx.int64) * ngrams.vocabulary
-    rows = within + offsets.reshape(-1, *[1] * (sums.ndim - 1))
-    return rows.astype(mx.int32) if ngrams.rows < 2**31 else rows
 
 
 @lru_cache(maxsize=16)

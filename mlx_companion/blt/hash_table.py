@@ -6,7 +6,7 @@ file of it may stay on the disk, where the system reads the few pages that are t
 classes answer the same call::
 
     table = HashEmbedding(rows, width)
-    e = table(hash_ids(ids, config))                 # (G, B, N) -> (B, N, D), summed over G
+    e = table(ids, config)                           # (B, N) -> (B, N, D), summed over G tables
     table = table.to_quantized(group_size=64, bits=8)          # or nn.quantize on the model
     table = MappedHashEmbedding("model.safetensors", "model.encoder_hash_tok_embedding.weight")
 """
@@ -18,13 +18,16 @@ import math
 import mmap
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from mlx_companion.blt.config import HashConfig
+from mlx_companion.blt.hashing import hash_ids, hashed_by
 from mlx_companion.errors import ModelNotFoundError, WeightsError
+from mlx_companion.kernels.hash_embed import hash_embed
+from mlx_companion.kernels.matrix import Matrix
 
 # How safetensors names number types, as NumPy reads them; NumPy has no bfloat16.
 _TYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "U32": "<u4"}
@@ -47,12 +50,24 @@ class HashEmbedding(nn.Module):
         super().__init__()
         self.weight = mx.random.normal((rows, width)) * math.sqrt(1 / width)
 
-    def __call__(self, ids: mx.array) -> mx.array:
-        """Sum of the rows of each position: ids (G, ...) int -> (..., D)."""
-        if not ids.shape[0]:
-            return mx.zeros((*ids.shape[1:], self.weight.shape[1]), dtype=self.weight.dtype)
-        result: Any = _gather_sum(self.weight, ids)
-        return result
+    def __call__(
+        self,
+        ids: mx.array,
+        config: HashConfig,
+        documents: mx.array | None = None,
+        *,
+        last: int | None = None,
+    ) -> mx.array:
+        """The summed rows of the n-grams that end at each position: (B, N) int -> (B, N, D).
+
+        Arguments as for `hashing.hash_ids`; with `last` (B, last, D).
+        """
+        return _embedded(self.matrix, ids, config, documents, last)
+
+    @property
+    def matrix(self) -> Matrix:
+        """The table as the ops of `kernels` take it."""
+        return Matrix(self.weight)
 
     def to_quantized(
         self, group_size: int | None = None, bits: int | None = None, mode: str = "affine"
@@ -97,23 +112,22 @@ class QuantizedHashEmbedding(nn.Module):
             self.biases = biases
         self.freeze()
 
-    def __call__(self, ids: mx.array) -> mx.array:
-        """Sum of the rows of each position: ids (G, ...) int -> (..., D)."""
-        if not ids.shape[0]:
-            width = self.scales.shape[1] * self.group_size
-            return mx.zeros((*ids.shape[1:], width))
-        return _summed(self._rows, ids)
+    def __call__(
+        self,
+        ids: mx.array,
+        config: HashConfig,
+        documents: mx.array | None = None,
+        *,
+        last: int | None = None,
+    ) -> mx.array:
+        """As `HashEmbedding`; there is no gradient of the table."""
+        return _embedded(self.matrix, ids, config, documents, last)
 
-    def _rows(self, ids: mx.array) -> mx.array:
-        biases = self.get("biases")
-        return mx.dequantize(
-            self.weight[ids],
-            self.scales[ids],
-            None if biases is None else biases[ids],
-            group_size=self.group_size,
-            bits=self.bits,
-            mode=self.mode,
-        )
+    @property
+    def matrix(self) -> Matrix:
+        """The table as the ops of `kernels` take it."""
+        parts = (self.weight, self.scales, self.get("biases"))
+        return Matrix(*parts, self.group_size, self.bits, self.mode)
 
     def _extra_repr(self) -> str:
         rows, width = self.scales.shape[0], self.scales.shape[1] * self.group_size
@@ -156,11 +170,19 @@ class MappedHashEmbedding(nn.Module):
         # A tuple of NumPy arrays would be taken for parameters.
         self._parts = _Parts([tensors.open(name) for name in names])
 
-    def __call__(self, ids: mx.array) -> mx.array:
-        """Sum of the rows of each position: ids (G, ...) int -> (..., D)."""
-        if not ids.shape[0]:
-            return mx.zeros((*ids.shape[1:], self.width))
-        return _summed(self._rows, ids)
+    def __call__(
+        self,
+        ids: mx.array,
+        config: HashConfig,
+        documents: mx.array | None = None,
+        *,
+        last: int | None = None,
+    ) -> mx.array:
+        """As `HashEmbedding`; the rows are computed and read at once."""
+        rows = hash_ids(ids, config, documents, last=last)
+        if not rows.size:
+            return mx.zeros((*rows.shape[1:], self.width))
+        return _summed(self._rows, rows)
 
     @property
     def width(self) -> int:
@@ -233,28 +255,24 @@ class _MappedFile:
         return values.reshape(shape), kind
 
 
-def _summed(rows: Callable[[mx.array], mx.array], ids: mx.array) -> mx.array:
-    """Sum over the tables: rows (...) -> (..., D), for ids (G, ...)."""
-    if ids.size <= _AT_ONCE:
-        return rows(ids).sum(axis=0)
-    # Table by table, which needs one (..., D) at a time instead of G.
-    total = rows(ids[0])
-    for table in range(1, ids.shape[0]):
-        total = total + rows(ids[table])
-    return total
+def _embedded(
+    table: Matrix, ids: mx.array, config: HashConfig, documents: mx.array | None, last: int | None
+) -> mx.array:
+    return hash_embed(ids, table, **hashed_by(config), documents=documents, last=last)
 
 
-@mx.custom_function
-def _gather_sum(weight: mx.array, ids: mx.array) -> mx.array:
-    return _summed(lambda rows: weight[rows], ids)
-
-
-@_gather_sum.vjp
-def _gather_sum_vjp(primals: Any, cotangent: mx.array, output: mx.array) -> Any:
-    # Autodiff would make a gradient of the whole table for each of the G gathers.
-    weight, ids = primals
-    shared = mx.broadcast_to(cotangent[None], (*ids.shape, weight.shape[1]))
-    return mx.zeros_like(weight).at[ids].add(shared), mx.zeros_like(ids)
+def _summed(read: Callable[[mx.array], mx.array], rows: mx.array) -> mx.array:
+    """Sum over the tables, in float32: `read` gives the rows (..., D) for ids (G, ...)."""
+    if rows.size <= _AT_ONCE:
+        found = read(rows)
+        return found.astype(mx.float32).sum(axis=0).astype(found.dtype)
+    found = read(rows[0])
+    total = found.astype(mx.float32)
+    for table in range(1, rows.shape[0]):
+        total = total + read(rows[table])
+        # Otherwise what was read of all tables would wait in memory.
+        mx.eval(total)
+    return total.astype(found.dtype)
 
 
 def _quantization(mode: str, group_size: int | None, bits: int | None) -> tuple[int, int]:

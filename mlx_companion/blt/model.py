@@ -23,7 +23,6 @@ from mlx_companion.blt.config import BltConfig
 from mlx_companion.blt.decoder import LocalDecoder
 from mlx_companion.blt.encoder import LocalEncoder
 from mlx_companion.blt.hash_table import HashEmbedding
-from mlx_companion.blt.hashing import hash_ids
 from mlx_companion.blt.latent import LatentTransformer
 from mlx_companion.blt.layers import initialize
 from mlx_companion.blt.patchers import make_patching
@@ -135,8 +134,7 @@ class BltModel(nn.Module):
         """Byte embeddings plus hash n-grams: (B, N) int -> (B, N, D)."""
         e = self.model.local_encoder.embed_tokens(ids)
         if "encoder_hash_tok_embedding" in self.model:
-            rows = hash_ids(ids, self.config.hash, documents)
-            e = e + self.model.encoder_hash_tok_embedding(rows)
+            e = e + self.model.encoder_hash_tok_embedding(ids, self.config.hash, documents)
         return e
 
     def latents(

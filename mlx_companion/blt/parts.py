@@ -18,7 +18,6 @@ from mlx_companion.blt.encoder import CrossAttention
 from mlx_companion.blt.entropy import entropy
 from mlx_companion.blt.fused import MASKED, attend
 from mlx_companion.blt.hash_table import MappedHashEmbedding
-from mlx_companion.blt.hashing import hash_ids, hash_window
 from mlx_companion.blt.model import BltModel
 from mlx_companion.blt.rolling import KeysValues, View, forward_new, write
 
@@ -85,14 +84,9 @@ class Parts:
         parts = self.model.model
         e = parts.local_encoder.embed_tokens(ids)
         if "encoder_hash_tok_embedding" in parts:
-            config = self.model.config.hash
             texts = mx.concatenate([recent[:, 1:], ids], axis=1)
-            if ids.shape[1] == 1:
-                # A sum of products instead of one step per byte of the group.
-                rows = hash_window(texts, config)[:, :, None]
-            else:
-                rows = hash_ids(texts, config)[:, :, -ids.shape[1] :]
-            e = e + parts.encoder_hash_tok_embedding(rows)
+            table = parts.encoder_hash_tok_embedding
+            e = e + table(texts, self.model.config.hash, last=ids.shape[1])
         return forward_new(parts.local_encoder.layers, e, kept, view)
 
     def _pool(self, states: mx.array, bias: mx.array) -> mx.array:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_companion.blt.config import HashConfig
-from mlx_companion.blt.hashing import PRIMES, hash_ids, hash_window
+from mlx_companion.blt.hashing import PRIMES, hash_ids
 from mlx_companion.errors import ConfigError
 from mlx_companion.text.byte_text import encode_bytes
 
@@ -110,15 +110,16 @@ def test_documents_are_hashed_as_if_alone(rows: int, length: int, seed: int) -> 
         assert np.array_equal(packed[:, row], np.array(mx.concatenate(pieces, axis=2))[:, 0])
 
 
-def test_the_window_gives_the_last_position() -> None:
+def test_a_window_gives_the_last_positions() -> None:
     ids = np.concatenate([encode_bytes("Größe 中 x")[None]] * 2)
     config = HashConfig((3, 4, 8), 3, 9973)
     rows = np.array(hash_ids(mx.array(ids), config))
     padded = np.pad(ids, ((0, 0), (12, 0)))
-    for t in range(ids.shape[1]):
-        for width in (8, 12):
+    for t in range(3, ids.shape[1]):
+        for width, last in ((8, 1), (12, 1), (11, 4), (12, 0)):
             window = mx.array(padded[:, t + 13 - width : t + 13])
-            assert np.array_equal(np.array(hash_window(window, config)), rows[:, :, t])
+            ours = np.array(hash_ids(window, config, last=last))
+            assert np.array_equal(ours, rows[:, :, t + 1 - last : t + 1])
 
 
 def test_many_rows_need_64_bits() -> None:
@@ -131,15 +132,15 @@ def test_many_rows_need_64_bits() -> None:
 
 def test_no_tables_and_no_bytes() -> None:
     assert hash_ids(mx.zeros((2, 5), dtype=mx.int32), HashConfig(functions=0)).shape == (0, 2, 5)
-    assert hash_window(mx.zeros((2, 8)), HashConfig(functions=0)).shape == (0, 2)
+    assert hash_ids(mx.zeros((2, 8), dtype=mx.int32), HashConfig((), 2), last=1).shape == (0, 2, 1)
     empty = mx.zeros((2, 0), dtype=mx.int32)
     assert hash_ids(empty, HashConfig()).shape == (6, 2, 0)
     assert hash_ids(empty, HashConfig(), empty).shape == (6, 2, 0)
 
 
 def test_a_short_window_is_refused() -> None:
-    with pytest.raises(ConfigError, match="7 bytes and the largest group 8"):
-        hash_window(mx.zeros((1, 7), dtype=mx.int32), HashConfig())
+    with pytest.raises(ConfigError, match="last is 8, but a row has 7 ids"):
+        hash_ids(mx.zeros((1, 7), dtype=mx.int32), HashConfig(), last=8)
 
 
 def test_transformers_hashes_alike() -> None:
