@@ -23,9 +23,10 @@ from mlx_companion.lora.bank import AdapterBank
 from mlx_companion.lora.bank_generation import PromptCaches
 from mlx_companion.lora.config import DEFAULT_TARGETS, LoraConfig, lora_plus
 from mlx_companion.lora.fuse import fuse
-from mlx_companion.lora.interop import export_mlx_lm
+from mlx_companion.lora.interop import export_mlx_lm, import_mlx_lm
 from mlx_companion.lora.io import AdapterInfo, load_adapter, read_adapter_config, save_adapter
 from mlx_companion.lora.layers import LoRAEmbedding, LoRALinear
+from mlx_companion.lora.peft import export_peft, import_peft
 from mlx_companion.lora.report import FusedLayer, FuseReport
 
 __all__ = [
@@ -43,8 +44,11 @@ __all__ = [
     "attached_config",
     "detach",
     "export_mlx_lm",
+    "export_peft",
     "fuse",
     "get_multiplier",
+    "import_mlx_lm",
+    "import_peft",
     "is_attached",
     "load_adapter",
     "load_parameters",

@@ -202,13 +202,12 @@ def _refuse(
 
 def _kept(realised: mx.array, meant: mx.array) -> tuple[float, float]:
     """Cosine and ratio of norms of two updates; both 1 when there was nothing to add."""
-    wanted, found = mx.linalg.norm(meant).item(), mx.linalg.norm(realised).item()
+    wanted, found = float(mx.linalg.norm(meant)), float(mx.linalg.norm(realised))
     if not wanted:
         return 1.0, 1.0
     if not found:
         return 0.0, 0.0
-    product: Any = mx.sum(realised * meant).item()
-    return float(product) / (float(wanted) * float(found)), float(found) / float(wanted)
+    return float(mx.sum(realised * meant)) / (wanted * found), found / wanted
 
 
 def _leave_attached(model: nn.Module, kept: list[str]) -> None:

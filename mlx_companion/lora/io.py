@@ -149,15 +149,8 @@ def read_adapter_config(folder: str | Path) -> AdapterInfo:
         AdapterError: no such folder, a missing or unreadable file, an unknown format.
     """
     path = Path(folder) / CONFIG_FILE
-    if not path.parent.is_dir():
-        raise AdapterError(f"no adapter folder at {folder}; check the path")
-    try:
-        head = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise AdapterError(f"{path} is missing; the folder holds no adapter") from None
-    except (OSError, ValueError) as error:
-        raise AdapterError(f"{path} cannot be read: {error}") from error
-    if not isinstance(head, dict) or head.get("format") != FORMAT:
+    head = read_json(path)
+    if head.get("format") != FORMAT:
         raise AdapterError(f"{path} is not an adapter of this package (format '{FORMAT}' expected)")
     version = head.get("format_version")
     if version != FORMAT_VERSION:
@@ -168,12 +161,33 @@ def read_adapter_config(folder: str | Path) -> AdapterInfo:
     return _parse_head(head, path)
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """An adapter's description, whatever program wrote it; empty where it is no mapping.
+
+    Raises:
+        AdapterError: no such folder, or a missing or unreadable file.
+    """
+    if not path.parent.is_dir():
+        raise AdapterError(f"no adapter folder at {path.parent}; check the path")
+    try:
+        head = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise AdapterError(f"{path} is missing; the folder holds no adapter") from None
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"{path} cannot be read: {error}") from error
+    return head if isinstance(head, dict) else {}
+
+
 def write_weights(path: Path, weights: Mapping[str, mx.array]) -> str:
     """Write tensors as float32 safetensors; returns the file's SHA-256."""
     from safetensors.numpy import save
 
+    # safetensors writes a transposed array's memory as it lies, which is not its content.
+    arrays = {
+        name: np.ascontiguousarray(np.array(weight.astype(mx.float32)))
+        for name, weight in weights.items()
+    }
     # Through Python's own write, whose error on a full disk says so.
-    arrays = {name: np.array(weight.astype(mx.float32)) for name, weight in weights.items()}
     data = save(arrays)
     path.write_bytes(data)
     return hashlib.sha256(data).hexdigest()

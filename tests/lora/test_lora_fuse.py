@@ -192,7 +192,9 @@ def test_an_adapter_of_one_use_of_a_tied_embedding_stays_beside_it() -> None:
     adapted(model, LoraConfig(targets=("embed_tokens", "q_proj"), tied="input"))
     expected = model(TOKENS)
     for lost in ("refuse", "raise_bits"):
-        with pytest.raises(AdapterError, match=r"embed_tokens is also the output head.*input alone"):
+        with pytest.raises(
+            AdapterError, match=r"embed_tokens is also the output head.*input alone"
+        ):
             fuse(model, lost=lost)  # type: ignore[arg-type]
     assert fuse(model, lost="keep").kept == ("model.embed_tokens",)
     np.testing.assert_allclose(np.array(model(TOKENS)), np.array(expected), rtol=1e-4, atol=1e-4)
