@@ -120,7 +120,7 @@ def _dtypes(arrays: Sequence[mx.array]) -> list[mx.Dtype]:
 def _made(
     kernel: Kernel, impl: str, maker: Maker | None, types: str
 ) -> Callable[..., list[mx.array]]:
-    names = {"input_names": kernel.inputs, "output_names": kernel.outputs}
+    names: dict[str, Any] = {"input_names": kernel.inputs, "output_names": kernel.outputs}
     if impl == "cuda":
         from mlx_companion.kernels.cuda_dialect import around
 

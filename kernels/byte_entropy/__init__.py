@@ -8,8 +8,8 @@
     byte_entropy(logits, threshold=1.2, rise=0.3)         # over: both
 
 Decisions compare as exact numbers do: the float32 entropies and their difference, which float32
-cannot hold, with the limits as Python has them, in double precision (`decision`). So a decision is
-the one that `blt.patchers` would take on the same entropies.
+cannot hold, with the limits as Python has them, in double precision (`decision`). So it is the
+decision that `blt.patchers` takes on the same entropies on the host.
 
 The gradient in the logits is -p (ln p + H), from two numbers kept per row.
 

@@ -29,16 +29,15 @@ Forward = Callable[[mx.array], tuple[mx.array, ...]]
 def with_gradient(forward: Forward) -> Forward:
     """`forward` with this gradient of its first result; the others have none."""
 
-    @mx.custom_function
-    def function(logits: mx.array) -> tuple[mx.array, ...]:
-        return forward(logits)
+    function: Any = mx.custom_function(forward)
 
     @function.vjp
     def vjp(primals: Any, cotangents: Any, outputs: Any) -> Any:
         logits = primals[0] if isinstance(primals, tuple) else primals
         return in_pieces(_slope, logits, *outputs[:3], cotangents[0])[0]
 
-    return function  # type: ignore[no-any-return]
+    result: Forward = function
+    return result
 
 
 def in_pieces(
@@ -56,7 +55,7 @@ def in_pieces(
             # One after the other, so that the memory of one piece serves the next.
             rows[0] = mx.depends(rows[0], results[-1][0])
         results.append(function(*rows))
-    return tuple(mx.concatenate(parts) for parts in zip(*results, strict=True))
+    return tuple(mx.concatenate(list(parts)) for parts in zip(*results, strict=True))
 
 
 def raw_exp(x: mx.array) -> mx.array:

@@ -18,13 +18,15 @@ from mlx_companion.kernels.fast_math import LOWEST
 FEW = 2400
 # Below so many logits, starting a matrix product costs more than it saves.
 _SUMS = 1 << 13
+# MLX adds up a row one number after the other: beyond so many, rounding costs more than 1e-5.
+_LONG = 320
 # Nothing beside a probability that counts; a float32.
 _TINY = 1e-30
 
 
 def entropy(logits: mx.array) -> mx.array:
     """(..., V), not empty -> (...) float32, nats."""
-    if logits.size <= FEW:
+    if logits.size <= FEW and logits.shape[-1] <= _LONG:
         few: mx.array = _few(logits)
         return few
     rows = logits.reshape(-1, logits.shape[-1])
@@ -48,13 +50,14 @@ def _piece(logits: mx.array) -> tuple[mx.array, ...]:
     largest = logits.max(axis=-1, keepdims=True)
     # On CPUs compiled code is slow where arrays are broadcast, so the difference is not in it.
     weights, moments = _weights(logits - largest)
-    entropy, log_total = _finish(_sum(weights), _sum(moments))
-    return entropy, largest, log_total
+    total = _sum(weights)
+    log_total = mx.log(total)
+    return mx.maximum(log_total - _sum(moments) / total, 0.0), largest, log_total
 
 
 def _sum(x: mx.array) -> mx.array:
     """(M, V) -> (M, 1)."""
-    if x.size < _SUMS:
+    if x.size < _SUMS and x.shape[-1] <= _LONG:
         return x.sum(axis=-1, keepdims=True)
     return x @ mx.ones((x.shape[-1], 1))
 
@@ -65,12 +68,6 @@ def _weights(shifted: mx.array) -> tuple[mx.array, mx.array]:
     shifted = mx.maximum(shifted, LOWEST)
     weights = raw_exp(shifted)
     return weights, weights * shifted
-
-
-@mx.compile
-def _finish(total: mx.array, moment: mx.array) -> tuple[mx.array, mx.array]:
-    log_total = mx.log(total)
-    return mx.maximum(log_total - moment / total, 0.0), log_total
 
 
 _many = with_gradient(_forward)
