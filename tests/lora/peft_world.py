@@ -127,8 +127,11 @@ def peft_adapter(case: str, folder: Path) -> np.ndarray:
         with torch.no_grad():
             for name, weight in model.named_parameters():
                 if "lora_" in name:
-                    noise = torch.tensor(numbers(name, tuple(weight.shape)))
-                    weight += (0.02 if "magnitude" in name else 0.2) * noise
+                    noise = 0.2 * torch.tensor(numbers(name, tuple(weight.shape)))
+                    # Plain A starts at random. Magnitudes and PiSSA's start are what they are, up
+                    # to signs of singular vectors, which a factor leaves alone.
+                    starts = "magnitude" in name or case == "pissa"
+                    weight.copy_(weight * (1 + noise) if starts else noise)
         more: dict[str, Any] = {}
         if case == "pissa":
             more["path_initial_model_for_weight_conversion"] = str(folder / "start")
