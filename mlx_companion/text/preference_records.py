@@ -161,10 +161,11 @@ class _Row:
         value = self.record[name]
         if not isinstance(value, list):
             return (), self._text(value, name)
-        turns = self._turns(value, name)
-        if not turns or turns[-1].role != "assistant":
+        last = value[-1] if value else None
+        if not isinstance(last, Mapping) or last.get("role") != "assistant":
             raise self.error("expected turns that end with the assistant's", name)
-        return turns[:-1], turns[-1].content
+        before = self._turns(value[:-1], name) if value[:-1] else ()
+        return before, self._text(last.get("content"), f"{name}[{len(value) - 1}].content")
 
     def prompt(self, repeated: tuple[Message, ...], of: str) -> tuple[Message, ...]:
         """The prompt, from its own field or from the turns that a reply repeats."""

@@ -7,10 +7,10 @@ token. Here they come from the hidden states of the target positions, a slice of
     each = token_logprobs(model, rows.targets)     # (N,), all targets of all rows one after another
     sums = rows.sums(each)                         # (B,)
 
-`rowwise` is the engine: it takes any function of (hidden state, further values) to one number per
-row, computes the number AND its slope in the hidden state while the slice's logits exist, and keeps
-the slope (N, D) only. The output matrix runs forward once and backward once, and two arrays of
-logits never exist.
+`rowwise` does for any function of (hidden state, further values) to one number per row what
+`kernels.linear_cross_entropy` does for the cross-entropy: it computes the number AND its slope in
+the hidden state while the slice's logits exist, and keeps the slope (N, D) only. The output matrix
+runs forward once and backward once, and all logits never exist.
 """
 
 from __future__ import annotations
@@ -25,13 +25,12 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from mlx_companion.errors import TrainingError
+from mlx_companion.kernels.linear_cross_entropy import chunk_rows, linear_cross_entropy
 from mlx_companion.lora import adapter_parameters, get_multiplier, is_attached, set_multiplier
-from mlx_companion.models.heads import split_head
+from mlx_companion.models.heads import head_trains, output_head, split_head
 from mlx_companion.models.prefix import can_share, run_prefixed
 from mlx_companion.text.batches import Batch
-from mlx_companion.training.losses import SftLoss, Targets, chunk_rows
-
-_HEAD_NAMES = ("lm_head.", "model.embed_tokens.")
+from mlx_companion.training.losses import SftLoss, Targets
 
 RowFunction = Callable[..., mx.array]
 
@@ -111,26 +110,15 @@ def token_logprobs(
     Returns:
         (N,) float32, nats.
     """
-    hidden = target_hidden(model, targets)
-    return logprobs_of(model, hidden, targets.labels, temperature=temperature, gradient=gradient)
-
-
-def logprobs_of(
-    model: nn.Module,
-    hidden: mx.array,
-    labels: mx.array,
-    *,
-    temperature: float = 1.0,
-    gradient: bool = True,
-) -> mx.array:
-    """As `token_logprobs`, from hidden states (N, D) and labels (N,)."""
-    _, head = split_head(model)
-
-    def losses(h: mx.array, y: mx.array) -> mx.array:
-        logits = head(h).astype(mx.float32)
-        return mx.fast.cross_entropy(logits if temperature == 1 else logits / temperature, y)
-
-    return -rowwise(model, losses, hidden, [labels], gradient=gradient)
+    head = output_head(model)
+    return -linear_cross_entropy(
+        target_hidden(model, targets),
+        head,
+        targets.labels,
+        temperature=temperature,
+        head_gradient=gradient and head_trains(head),
+        gradient=gradient,
+    )
 
 
 def rowwise(
@@ -157,7 +145,7 @@ def rowwise(
         (N,) float32.
     """
     size = chunk_rows(arrays * _vocabulary(model, hidden), len(hidden))
-    if gradient and not head_trains(model):
+    if gradient and not head_trains(output_head(model)):
         result: Any = _with_slopes(function, size)(hidden, *others)
         return result[0]
     found: list[mx.array] = []
@@ -205,12 +193,6 @@ def shares_prefix(model: nn.Module) -> bool:
     Call it in a loss's `ready`: outside of what MLX traces.
     """
     return can_share(model, split_head(model).backbone)
-
-
-def head_trains(model: nn.Module) -> bool:
-    """Whether the output layer itself gets gradients."""
-    names = dict(tree_flatten(model.trainable_parameters()))
-    return any(name.startswith(_HEAD_NAMES) for name in names)
 
 
 def _with_slopes(function: RowFunction, size: int) -> Any:

@@ -195,10 +195,7 @@ def encode_pairs(
         chosen = _reply(pair.prompt, pair.chosen, pair.source, tokenizer)
         rejected = _reply(pair.prompt, pair.rejected, pair.source, tokenizer)
         cut = EncodedPair(chosen.window(0, max_tokens), rejected.window(0, max_tokens))
-        if cut.first.tokens == cut.second.tokens:
-            reason = f"both replies have the same first {max_tokens} tokens"
-            report.dropped.append(Dropped(pair.source, reason))
-        elif _kept(cut, pair.source, max_tokens, report):
+        if _kept(cut, pair.source, max_tokens, report):
             report.truncated += max(len(chosen.tokens), len(rejected.tokens)) > max_tokens
             found.append(cut)
     return found, report
@@ -244,8 +241,13 @@ def _reply(prompt: tuple[Message, ...], text: str, source: str, tokenizer: Any) 
 
 
 def _kept(pair: EncodedPair, source: str, max_tokens: int, report: EncodeReport) -> bool:
+    """Whether the pair can be trained on; noted in the report."""
+    reason = None
     if not pair.first.target_count or not pair.second.target_count:
         reason = f"the prompt leaves no room for a reply in {max_tokens} tokens"
+    elif pair.desirable is None and pair.first.tokens == pair.second.tokens:
+        reason = f"both replies have the same first {max_tokens} tokens"
+    if reason is not None:
         report.dropped.append(Dropped(source, reason))
         return False
     report.kept += 1

@@ -22,12 +22,13 @@ import mlx.nn as nn
 import numpy as np
 
 from mlx_companion.errors import ConfigError, DataError
+from mlx_companion.kernels.linear_cross_entropy import chunk_rows
 from mlx_companion.models.fast_cpu import fast_cpu
 from mlx_companion.models.heads import split_head
 from mlx_companion.text.array_cache import cached_array
 from mlx_companion.text.batches import Batch, LengthBuckets
 from mlx_companion.training.logprobs import shares_prefix, target_hidden
-from mlx_companion.training.losses import SftLoss, chunk_rows
+from mlx_companion.training.losses import SftLoss
 
 _SMALL = 1 << 16
 
