@@ -4,6 +4,8 @@ Ids never fall along a row where they count, and ids outside [0, P) leave their 
 bytes of patch p lie in one run [start, stop), with nothing else in it but bytes left out.
 
     left_out(ids, P)          (B, N) bool
+    highest_so_far(ids, P)    (B, N) int32, which never falls
+    starts(highest, P)        (B, P + 1) int32, in plain MLX
     runs(ids, P, impl)        (B, P, 2) int32, start and stop, by a kernel
 """
 
@@ -61,6 +63,22 @@ def left_out(ids: mx.array, count: int) -> mx.array:
 def highest_so_far(ids: mx.array, count: int) -> mx.array:
     """(B, N) int32, the id of the last byte up to here that counts; -1 before the first."""
     return mx.cummax(mx.where(left_out(ids, count), -1, ids), axis=1)
+
+
+def starts(highest: mx.array, count: int) -> mx.array:
+    """Where the run of each patch begins, and where the last one ends.
+
+    Args:
+        highest: (B, N) int32, see `highest_so_far`.
+        count: P.
+
+    Returns:
+        (B, P + 1) int32: how many bytes of the row come before those of each patch.
+    """
+    B = highest.shape[0]
+    place = (highest + 1 + (mx.arange(B) * (count + 1))[:, None]).reshape(-1)
+    sizes = mx.zeros((B * (count + 1),), dtype=mx.int32).at[place].add(1)
+    return mx.cumsum(sizes.reshape(B, count + 1), axis=1)
 
 
 def runs(ids: mx.array, count: int, impl: str) -> mx.array:

@@ -13,87 +13,87 @@ from functools import lru_cache
 import mlx.core as mx
 import numpy as np
 
-from mlx_companion.kernels.patches import highest_so_far
+from mlx_companion.kernels.patches import highest_so_far, starts
 
 
-def to_patches(weights: mx.array, x: mx.array, ids: mx.array, count: int) -> mx.array:
-    """Sum of weights[t, j] x[t] over the bytes t of each patch.
+class Pieces:
+    """The pieces of a batch of rows.
 
     Args:
-        weights: (B * N, J, H) float32.
-        x: (B, N, H, W) float32.
         ids: (B, N) int32.
         count: P.
 
-    Returns:
-        (B, P, J, H, W).
+    Attributes:
+        block: c.
+        blocks: T, to hold N bytes.
+        first: (B, P) int32, where the first piece of each patch begins.
+        first_shown: (B, P, c) float32, 1 where a byte of the window belongs to it.
+        owner: (B, T) int32, the patch whose piece begins each block, where one goes on there.
+        other_shown: (B, T, c) float32, 1 where a byte of the block belongs to that piece.
     """
-    B, N, H, W = x.shape
-    J = weights.shape[1]
-    c = block_size(N, count)
-    T = -(-N // c)
-    length = (T + 1) * c
-    first, first_shown, owner, other_shown = _pieces(ids, count, c)
-    by_head = x.reshape(B * N * H, W)[mx.array(_bytes_by_head(B, N, H, length))]
-    by_head = by_head.reshape(B, H, T + 1, c, W)
-    w = mx.pad(weights.reshape(B, N, J, H), [(0, 0), (0, length - N), (0, 0), (0, 0)])
-    w = mx.contiguous(w.transpose(0, 3, 2, 1))
-    heads = mx.arange(B * H).reshape(B, H)[..., None]
 
-    place = heads * length + first[:, None]
-    lines = (mx.arange(B * H * J).reshape(B, H, 1, J) * length) + first[:, None, :, None]
-    own = _windows(w.reshape(-1, 1), c)[lines][..., 0] * first_shown[:, None, :, None]
-    total = mx.gather_mm(
-        own.reshape(B * H * count, J, c),
-        _windows(by_head.reshape(-1, W), c),
-        rhs_indices=place.reshape(-1),
-    )
-    others = (
-        w.reshape(B, H, J, T + 1, c)[:, :, :, :T].swapaxes(2, 3) * other_shown[:, None, :, None]
-    )
-    added = others @ by_head[:, :, :T]
-    total = total.reshape(-1, J * W)
-    total = total.at[(heads * count + owner[:, None]).reshape(-1)].add(added.reshape(-1, J * W))
-    return total.reshape(-1, W)[mx.array(_patches_by_row(B, count, J, H))].reshape(
-        B, count, J, H, W
-    )
+    def __init__(self, ids: mx.array, count: int) -> None:
+        B, N = ids.shape
+        self.count = count
+        self.block = c = block_size(N, count)
+        self.blocks = T = -(-N // c)
+        # Windows reach beyond the last byte.
+        self.length = (T + 1) * c
+        highest = highest_so_far(ids, count)
+        self.first = starts(highest, count)[:, :count]
+        padded = mx.pad(ids, [(0, 0), (0, self.length - N)], constant_values=-1)
+        near = _windows(padded.reshape(-1, 1), c)[..., 0][
+            self.first + (mx.arange(B) * self.length)[:, None]
+        ]
+        same_block = self.first[..., None] % c + mx.arange(c) < c
+        first_shown = (near == mx.arange(count)[:, None]) & same_block
+        self.first_shown = first_shown.astype(mx.float32)
+        self.owner = mx.maximum(highest[:, ::c], 0)
+        goes_on = mx.take_along_axis(self.first, self.owner, axis=1) < mx.arange(T) * c
+        inside = padded.reshape(B, T + 1, c)[:, :T] == self.owner[..., None]
+        self.other_shown = (inside & goes_on[..., None]).astype(mx.float32)
+
+    def sum(self, weights: mx.array, x: mx.array) -> mx.array:
+        """Sum of weights[t, j] x[t] over the bytes t of each patch.
+
+        Args:
+            weights: (B * N, J, H) float32.
+            x: (B, N, H, W) float32.
+
+        Returns:
+            (B, P, J, H, W).
+        """
+        B, N, H, W = x.shape
+        J, P, T, c = weights.shape[1], self.count, self.blocks, self.block
+        by_head = x.reshape(B * N * H, W)[mx.array(_by_head(B, N, H, self.length))]
+        w = mx.pad(weights.reshape(B, N, J, H), [(0, 0), (0, self.length - N), (0, 0), (0, 0)])
+        w = mx.contiguous(w.transpose(0, 3, 2, 1))
+        total = self._first(w, by_head).reshape(-1, J * W)
+        w = w.reshape(B, H, J, T + 1, c)[:, :, :, :T].swapaxes(2, 3)
+        blocks = by_head.reshape(B, H, T + 1, c, W)[:, :, :T]
+        others = (w * self.other_shown[:, None, :, None]) @ blocks
+        patch = mx.arange(B * H).reshape(B, H, 1) * P + self.owner[:, None]
+        total = total.at[patch.reshape(-1)].add(others.reshape(-1, J * W))
+        rows = mx.array(_by_patch(B, P, J, H))
+        return total.reshape(-1, W)[rows].reshape(B, P, J, H, W)
+
+    def _first(self, w: mx.array, by_head: mx.array) -> mx.array:
+        """Sums over first pieces: (B, H, J, length), (B * H * length, W) -> (B * H * P, J, W)."""
+        B, H, J, length = w.shape
+        line = mx.arange(B * H * J).reshape(B, H, 1, J) * length
+        own = _windows(w.reshape(-1, 1), self.block)[..., 0][line + self.first[:, None, :, None]]
+        own = own * self.first_shown[:, None, :, None]
+        place = mx.arange(B * H).reshape(B, H, 1) * length + self.first[:, None]
+        return mx.gather_mm(
+            own.reshape(-1, J, self.block),
+            _windows(by_head, self.block),
+            rhs_indices=place.reshape(-1),
+        )
 
 
 def block_size(length: int, count: int) -> int:
     """c: half as long again as the mean patch, so that most patches have few pieces."""
     return min(max(-(-3 * length // (2 * count) // 4) * 4, 4), 32)
-
-
-def _pieces(ids: mx.array, count: int, c: int) -> tuple[mx.array, mx.array, mx.array, mx.array]:
-    """The pieces of each row.
-
-    Returns:
-        (B, P) int32, where the first piece of each patch begins; (B, P, c) float32, 1 where a byte
-        belongs to it; (B, T) int32, the patch of the piece that begins each block, where a patch
-        goes on there; (B, T, c) float32, 1 where a byte belongs to that.
-    """
-    B, N = ids.shape
-    T = -(-N // c)
-    highest = highest_so_far(ids, count)
-    first = _starts(highest, count)
-    padded = mx.pad(ids, [(0, 0), (0, (T + 1) * c - N)], constant_values=-1)
-    windows = _windows(padded.reshape(-1, 1), c)[..., 0]
-    near = windows[first + (mx.arange(B) * (T + 1) * c)[:, None]]
-    same_block = first[..., None] % c + mx.arange(c) < c
-    first_shown = (near == mx.arange(count)[:, None]) & same_block
-    owner = mx.maximum(highest[:, ::c], 0)
-    goes_on = mx.take_along_axis(first, owner, axis=1) < mx.arange(T) * c
-    blocks = padded.reshape(B, T + 1, c)[:, :T]
-    other_shown = (blocks == owner[..., None]) & goes_on[..., None]
-    return first, first_shown.astype(mx.float32), owner, other_shown.astype(mx.float32)
-
-
-def _starts(highest: mx.array, count: int) -> mx.array:
-    """(B, P): how many bytes of the row come before those of each patch."""
-    B = highest.shape[0]
-    place = (highest + 1 + (mx.arange(B) * (count + 1))[:, None]).reshape(-1)
-    sizes = mx.zeros((B * (count + 1),), dtype=mx.int32).at[place].add(1)
-    return mx.cumsum(sizes.reshape(B, count + 1), axis=1)[:, :count]
 
 
 def _windows(rows: mx.array, c: int) -> mx.array:
@@ -104,13 +104,15 @@ def _windows(rows: mx.array, c: int) -> mx.array:
 
 # A transposition as a gather of rows is three times as fast as MLX's copy on a CPU.
 @lru_cache(maxsize=16)
-def _bytes_by_head(B: int, N: int, H: int, length: int) -> np.ndarray:
-    byte = np.minimum(np.arange(length), N - 1)
-    rows = (np.arange(B)[:, None, None] * N + byte) * H + np.arange(H)[:, None]
+def _by_head(batch: int, bytes_: int, heads: int, length: int) -> np.ndarray:
+    """Rows of (B, N, H) in the order (B, H, length)."""
+    byte = np.minimum(np.arange(length), bytes_ - 1)
+    rows = (np.arange(batch)[:, None, None] * bytes_ + byte) * heads + np.arange(heads)[:, None]
     return rows.reshape(-1).astype(np.int32)
 
 
 @lru_cache(maxsize=16)
-def _patches_by_row(B: int, P: int, J: int, H: int) -> np.ndarray:
-    rows = np.arange(B * H * P * J, dtype=np.int32).reshape(B, H, P, J)
-    return rows.transpose(0, 2, 3, 1).reshape(-1)
+def _by_patch(batch: int, count: int, vectors: int, heads: int) -> np.ndarray:
+    """Rows of (B, H, P, J) in the order (B, P, J, H)."""
+    rows = np.arange(batch * heads * count * vectors, dtype=np.int32)
+    return rows.reshape(batch, heads, count, vectors).transpose(0, 2, 3, 1).reshape(-1)

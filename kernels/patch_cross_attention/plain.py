@@ -5,7 +5,7 @@ Both sides and their gradients are made of three operations, with A for vectors 
 
     dots      s[t, j] = A[p, j] . X[t]                 p = ids[t]
     to_bytes  X[t]    = sum over j of w[t, j] A[p, j]
-    to_patches A[p, j] = sum over t in p of w[t, j] X[t]  (`piecewise`)
+    sum       A[p, j] = sum over t in p of w[t, j] X[t]  (`piecewise`)
 
 The first two go through one vector of each patch at a time, so that nothing of J times the size of
 X exists, every operation is contiguous, and no scatter touches anything as wide as W.
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from mlx_companion.kernels import fast_math
-from mlx_companion.kernels.patch_cross_attention.piecewise import to_patches
+from mlx_companion.kernels.patch_cross_attention.piecewise import Pieces
 from mlx_companion.kernels.patches import left_out
 
 _LOWEST = -1e30
@@ -89,7 +89,7 @@ class Rows(NamedTuple):
 def _encoder(q: mx.array, k: mx.array, v: mx.array, ids: mx.array) -> Any:
     rows = Rows.of(ids, q.shape[1])
     weights = _softmax_by_patch(_dots(q, k, rows), rows, q.shape[0])
-    return to_patches(weights, v, ids, q.shape[1]), weights
+    return Pieces(ids, q.shape[1]).sum(weights, v), weights
 
 
 @_encoder.vjp
@@ -102,7 +102,7 @@ def _encoder_vjp(primals: Any, cotangents: Any, outputs: Any) -> Any:
     gains, dv = _dots_and_to_bytes(slope, v, weights, rows)
     dscores = weights * (gains - shares[rows.own])
     dk = _to_bytes(dscores, q, rows)
-    dq = to_patches(dscores, k, ids, q.shape[1])
+    dq = Pieces(ids, q.shape[1]).sum(dscores, k)
     return dq, dk.reshape(k.shape), dv.reshape(v.shape), mx.zeros_like(ids)
 
 
@@ -120,8 +120,8 @@ def _decoder_vjp(primals: Any, cotangent: Any, output: Any) -> Any:
     gains = _dots(v, cotangent, rows)
     dscores = weights * (gains - (weights * gains).sum(axis=1, keepdims=True))
     dq = _to_bytes(dscores, k, rows).reshape(q.shape)
-    dk = to_patches(dscores, q, ids, k.shape[1])
-    dv = to_patches(weights, cotangent, ids, k.shape[1])
+    pieces = Pieces(ids, k.shape[1])
+    dk, dv = pieces.sum(dscores, q), pieces.sum(weights, cotangent)
     return dq, dk, dv, mx.zeros_like(ids)
 
 
