@@ -19,6 +19,8 @@ from mlx_companion.kernels.matrix import Matrix
 
 # Gathered rows of a chunk, as float32, in bytes: smaller ones cost more in launches than they gain.
 _CHUNK, _PACKED_CHUNK = 2**18, 2**19
+# So many chunks at most: what MLX records of them takes time and memory too.
+_CHUNKS = 512
 # MLX enters up to about so many chunks before the first is done, so that fewer of them
 # need as much memory as all at once.
 _AHEAD = 16
@@ -45,7 +47,7 @@ def _in_chunks(read: Reader, rows: mx.array, width: int, dtype: mx.Dtype, size: 
     count = math.prod(shape)
     if not count or not tables or not width:
         return mx.zeros((*shape, width), dtype=dtype)
-    chunk = max(size // (4 * tables * width), 1)
+    chunk = max(size // (4 * tables * width), -(-count // _CHUNKS))
     if count <= _AHEAD * chunk:
         return read(rows)
     # One buffer, which each chunk writes a part of, and the next takes over.
@@ -109,6 +111,8 @@ def _gather_sum_vjp(primals: Any, cotangent: mx.array, output: mx.array) -> Any:
 def _scattered(cotangent: mx.array, rows: mx.array, height: int) -> mx.array:
     """The gradient of a table (height, D): the cotangent (B, N, D) added to `rows` (B, N, G)."""
     width = cotangent.shape[-1]
+    if not rows.size:
+        return mx.zeros((height, width), dtype=cotangent.dtype)
     # MLX's CPU adds one number at a time; as complex numbers that is two.
     paired = (
         cotangent.dtype == mx.float32

@@ -14,8 +14,9 @@ def hash_embed(
     """See the package's `hash_embed`."""
     B, N = ids.shape
     start = N - ngrams.count(N)
-    if not ngrams.tables:
-        return mx.zeros((B, N - start, table.shape[1]), dtype=dtype_of(table))
+    shape = (B, N - start, table.shape[1])
+    if not ngrams.tables or 0 in shape:
+        return mx.zeros(shape, dtype=dtype_of(table))
     rows = mx.stack(
         [
             _within(ids, size, prime, ngrams.vocabulary, documents)
