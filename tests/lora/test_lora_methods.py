@@ -347,28 +347,6 @@ def test_every_method_survives_the_disk(tmp_path: Any, bits: int | None, multipl
     assert trained(other) == trained(model)
 
 
-def test_patterns_set_rank_and_strength_of_layers() -> None:
-    config = LoraConfig(
-        rank=4,
-        alpha=8,
-        targets=("q_proj", "v_proj", "down_proj"),
-        rank_pattern={r"layers\.1\.mlp\.down_proj": 2, "down_proj": 6, "proj": 1},
-        alpha_pattern={"v_proj": 2},
-    )
-    model = llama()
-    attach(model, config)
-    ranks = {p: m.rank for p, m in model.named_modules() if isinstance(m, LoRALinear)}
-    assert ranks == {
-        path: 2 if path.endswith("1.mlp.down_proj") else 6 if "down" in path else 4
-        for path in ranks
-    }
-    assert model.layers[0].self_attn.v_proj.scale == 0.5
-    assert model.layers[0].self_attn.q_proj.scale == 2.0
-    assert model.layers[1].mlp.down_proj.scale == 4.0
-    stable = LoraConfig(rank=16, alpha=8, scaling="rslora", rank_pattern={"q_proj": 4})
-    assert (stable.scale, stable.scale_of("a.q_proj")) == (2.0, 4.0)
-
-
 def test_embeddings_are_adapted_when_they_are_named() -> None:
     for targets in (("*",), ("model.*",), ("*.mlp.*",)):
         model = llama()
@@ -419,23 +397,3 @@ def test_lora_plus_gives_b_the_higher_rate() -> None:
         np.testing.assert_allclose(step, 16e-3 if fast else 1e-3, rtol=1e-3, err_msg=name)
     with pytest.raises(ConfigError, match="ratio"):
         lora_plus(0)
-
-
-@pytest.mark.parametrize(
-    ("given", "words"),
-    [
-        ({"scaling": "rs"}, "scaling must be one of standard, rslora"),
-        ({"init": "svd"}, "init must be one of kaiming, pissa"),
-        ({"tied": "none"}, "tied must be one of"),
-        ({"dtype": "int8"}, "dtype must be one of"),
-        ({"dora": "yes"}, "dora must be true or false"),
-        ({"rank_pattern": {"a": 0}}, r"rank_pattern\['a'\] must be a whole number"),
-        ({"rank_pattern": {"a(": 2}}, "not a regular expression"),
-        ({"rank_pattern": [1]}, "rank_pattern must map"),
-        ({"alpha_pattern": {"a": -1}}, r"alpha_pattern\['a'\] must be a number over 0"),
-        ({"alpha_pattern": {3: 1}}, "alpha_pattern must map texts"),
-    ],
-)
-def test_the_new_fields_are_checked(given: dict[str, Any], words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
-        LoraConfig(**given)

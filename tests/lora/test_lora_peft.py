@@ -162,13 +162,6 @@ def test_dora_of_a_tied_head_has_no_form_in_peft(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_quantized_bases_take_adapters_of_float_ones() -> None:
-    model = mlx_llama(False)
-    nn.quantize(model, class_predicate=lambda p, m: False)
-    wide = imported("lora")
-    assert wide.layers[0].self_attn.q_proj.rank == 4
-
-
 TINY = {
     "hidden_size": 16,
     "num_hidden_layers": 2,
