@@ -31,16 +31,18 @@ def attend(
 ) -> mx.array:
     """See `patch_cross_attention`."""
     kind = q.dtype
-    q, k, v = ((x.astype(mx.float32)) for x in (q, k, v))
+    q, k, v = q.astype(mx.float32), k.astype(mx.float32), v.astype(mx.float32)
     heads, key_heads = q.shape[-2], k.shape[-2]
     if side == "decoder":
         if heads > key_heads:
             # Patches are few: repeating their heads costs little.
-            k, v = (mx.repeat(x, heads // key_heads, axis=-2) for x in (k, v))
-        return _decoder(q, k * scale, v, ids).astype(kind)
-    folded = _fold(q * scale, key_heads)
-    out: Any = _encoder(folded, k, v, ids)[0]
-    return _unfold(out, q.shape).astype(kind)
+            shared = heads // key_heads
+            k, v = mx.repeat(k, shared, axis=-2), mx.repeat(v, shared, axis=-2)
+        read: Any = _decoder(q, k * scale, v, ids)
+        return read.astype(kind)
+    # A custom function's own type says nothing about its results.
+    results: Any = _encoder(_fold(q * scale, key_heads), k, v, ids)
+    return _unfold(results[0], q.shape).astype(kind)
 
 
 def _fold(q: mx.array, key_heads: int) -> mx.array:
@@ -65,12 +67,12 @@ class Rows(NamedTuple):
     Attributes:
         own: (B * N,) int32, the patch in a count over all rows; anything for bytes left out.
         shown: (B * N, 1, 1) float32, 0 for bytes left out, else 1.
-        count: P.
+        patches: P.
     """
 
     own: mx.array
     shown: mx.array
-    count: int
+    patches: int
 
     @staticmethod
     def of(ids: mx.array, count: int) -> Rows:
@@ -134,7 +136,7 @@ def _weights_of_bytes(q: mx.array, k: mx.array, rows: Rows) -> mx.array:
 
 def _softmax_by_patch(scores: mx.array, rows: Rows, batch: int) -> mx.array:
     """Softmax of (B * N, J, H) over the bytes of each patch; 0 for bytes left out."""
-    shape = (batch * rows.count, *scores.shape[1:])
+    shape = (batch * rows.patches, *scores.shape[1:])
     scores = scores + (rows.shown - 1.0) * -_LOWEST
     largest = mx.full(shape, _LOWEST).at[rows.own].maximum(scores)
     weights = _exp()(scores - largest[rows.own]) * rows.shown
