@@ -71,7 +71,8 @@ def lora_bgmv(
     if idle or not (a.shape[0] and a.shape[2] and y.size):
         return y
     # (B, L, width): what is between batch and width are the tokens of a row.
-    x3, y3 = (t.reshape(t.shape[0], -1, t.shape[-1]) for t in (x, y))
+    x3 = x if x.ndim == 3 else x.reshape(x.shape[0], -1, x.shape[-1])
+    y3 = y if y.ndim == 3 else y.reshape(*x3.shape[:2], -1)
     if chosen == "plain" or (impl == "auto" and x3.shape[1] > MOST_TOKENS):
         return plain_update(y3, x3, a, b, index, scale, rows).reshape(y.shape)
     return kernel_update(y3, x3, a, b, index, scale, chosen).reshape(y.shape)
@@ -98,25 +99,25 @@ def _checked(
     """The rows' adapters, None where they cannot be read. Raises ConfigError."""
     out_dims, in_dims = weight.shape
     n, r = (a.shape[0], a.shape[2]) if a.ndim == 3 else (0, 0)
-    shapes = {
-        "a": (a.shape, (n, in_dims, r)),
-        "b": (b.shape, (n, r, out_dims)),
-        "scale": (scale.shape, (n,)),
-        "index": (index.shape, x.shape[:1]),
-        "x": (x.shape[-1:], (in_dims,)),
-    }
-    if bias is not None:
-        shapes["bias"] = (bias.shape, (out_dims,))
-    for name, (found, needed) in shapes.items():
-        if tuple(found) != tuple(needed) or x.ndim < 2:
-            raise ConfigError(
-                f"lora_bgmv: {name} has shape {tuple(found)} where {tuple(needed)} is needed, "
-                f"with x {x.shape} (B, ..., in), weight ({out_dims}, {in_dims}) (out, in), "
-                f"a {a.shape} (n, in, r)"
-            )
-    for name, array in {"x": x, "a": a, "b": b, "scale": scale}.items():
-        if not mx.issubdtype(array.dtype, mx.floating):
-            raise ConfigError(f"lora_bgmv: {name} must be of a float type, got {array.dtype}")
+    fits = (
+        x.ndim > 1
+        and (x.shape[-1], x.shape[0]) == (in_dims, index.size)
+        and index.ndim == 1
+        and (a.shape, b.shape) == ((n, in_dims, r), (n, r, out_dims))
+        and scale.shape == (n,)
+        and (bias is None or bias.shape == (out_dims,))
+    )
+    if not fits:
+        raise ConfigError(
+            f"lora_bgmv: the shapes do not fit together: x {x.shape} (B, ..., in), weight "
+            f"{weight.shape} (out, in), a {a.shape} (n, in, r), b {b.shape} (n, r, out), index "
+            f"{index.shape} (B,), scale {scale.shape} (n,)"
+            + ("" if bias is None else f", bias {bias.shape} (out,)")
+        )
+    floats = {"x": x.dtype, "a": a.dtype, "b": b.dtype, "scale": scale.dtype}
+    for name, dtype in floats.items():
+        if dtype != mx.float32 and not mx.issubdtype(dtype, mx.floating):
+            raise ConfigError(f"lora_bgmv: {name} must be of a float type, got {dtype}")
     if not mx.issubdtype(index.dtype, mx.integer):
         raise ConfigError(f"lora_bgmv: index must be whole numbers, got {index.dtype}")
     return _read(index, n)
@@ -130,10 +131,10 @@ def _read(index: mx.array, n: int) -> tuple[int, ...] | None:
         # MLX's answer inside of mx.compile, where the index is an argument.
         return None
     rows: tuple[int, ...] = tuple(values)
-    wrong = [row for row in rows if not -1 <= row < n]
-    if wrong:
+    if rows and not -1 <= min(rows) <= max(rows) < n:
+        wrong = next(row for row in rows if not -1 <= row < n)
         raise ConfigError(
-            f"lora_bgmv: the index names adapter {wrong[0]}, but there are {n} "
+            f"lora_bgmv: the index names adapter {wrong}, but there are {n} "
             f"(0 to {n - 1}; -1 for none)"
         )
     return rows

@@ -35,9 +35,8 @@ def plain_update(
         (B, L, out), in y's dtype.
     """
     a, b, scale = (part.astype(x.dtype) for part in (a, b, scale))
-    if rows is not None and min(rows) == max(rows):
-        i = rows[0]
-        return y + (scale[i] * (x @ a[i]) @ b[i]).astype(y.dtype)
+    if rows is not None and min(rows) == max(rows) and (a.shape[0] == 1 or x.shape[1] > 1):
+        return _shared(y, x, a, b, scale, rows[0])
     if rows is not None and min(rows) >= 0:
         return y + _update(x, a, b, index, scale).astype(y.dtype)
     n = a.shape[0]
@@ -45,6 +44,19 @@ def plain_update(
     update = _update(x, a, b, mx.where(active, index, 0), scale).astype(y.dtype)
     # Not a product with zero: adapter 0, which stands in, may hold infinities.
     return mx.where(active[:, None, None], y + update, y)
+
+
+def _shared(
+    y: mx.array, x: mx.array, a: mx.array, b: mx.array, scale: mx.array, i: int
+) -> mx.array:
+    """One adapter for all rows: two products of whole batches."""
+    if a.shape[0] == 1:
+        # Cheaper than to index.
+        a, b = a.reshape(a.shape[1:]), b.reshape(b.shape[1:])
+    else:
+        a, b, scale = a[i], b[i], scale[i]
+    z = (x @ a) * scale
+    return mx.addmm(y, z, b) if y.dtype == x.dtype else y + (z @ b).astype(y.dtype)
 
 
 def _update(x: mx.array, a: mx.array, b: mx.array, index: mx.array, scale: mx.array) -> mx.array:
