@@ -17,12 +17,14 @@ from mlx_companion.kernels.testing.schedules import (
     emulated,
     run_all_schedules,
 )
+from mlx_companion.kernels.testing.signatures import check_signatures
 
 __all__ = [
     "SCHEDULES",
     "MetalKernel",
     "Options",
     "check",
+    "check_signatures",
     "emulated",
     "metal_kernel",
     "on_bench",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -29,12 +30,7 @@ def hold(x: mx.array, row_contiguous: bool) -> Held:
     high = sum(max(0, (n - 1) * s) for n, s in zip(view.shape, view.strides, strict=True))
     size = high - low + view.itemsize if view.size else 0
     # The span from the lowest to the highest byte that some index reaches.
-    span = np.empty(0, np.uint8)
-    if size:
-        start = np.lib.stride_tricks.as_strided(view, (1,) * view.ndim, (0,) * view.ndim)
-        address = start.__array_interface__["data"][0] + low
-        span = np.frombuffer((np.ctypeslib.ctypes.c_uint8 * size).from_address(address), np.uint8)
-        span = span.copy()
+    span = np.frombuffer(ctypes.string_at(view.ctypes.data + low, size), np.uint8)
     strides = tuple(s // view.itemsize for s in view.strides)
     return Held(span, -low, view.itemsize, tuple(x.shape), strides, x.dtype)
 

@@ -198,8 +198,8 @@ def _evaluated(arrays: list[mx.array], name: str) -> list[mx.array]:
         mx.eval(arrays)
     except ValueError as error:
         raise KernelError(
-            f"{name} runs on the bench, which needs values, inside mx.compile; "
-            "compile outside of the bench only (mx.disable_compile() for the time)"
+            f"{name} runs on the bench, which needs values, and mx.compile and mx.vmap have none; "
+            "call the op outside of them (or after mx.disable_compile())"
         ) from error
     return arrays
 

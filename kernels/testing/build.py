@@ -21,22 +21,23 @@ from mlx_companion.errors import HardwareError, KernelBuildError
 from mlx_companion.runtime.paths import cache_dir
 
 HEADERS = Path(__file__).parent / "metal"
+_COMMON = ["-std=gnu++20", "-fPIC", "-g1", "-fno-exceptions", "-fno-rtti", "-ffp-contract=off"]
+RUNTIME_FLAGS = [*_COMMON, "-O2"]
+KERNEL_FLAGS = [*_COMMON, "-O1", "-fno-strict-aliasing", "-fwrapv", "-w", "-fstack-usage"]
+# Bytes of the private variables of a thread; the runtime's stacks hold a little more.
+PRIVATE_LIMIT = 192 * 1024
 # Thread checks are compiled in but not linked: the runtime takes their calls. The coverage calls
 # count steps, and the index and division checks catch what would take the process down.
-CHECKS = [
+GCC_CHECKS = [
     "-fsanitize=thread,bounds,integer-divide-by-zero",
     "-fsanitize-coverage=trace-pc",
 ]
-_COMMON = ["-std=gnu++20", "-fPIC", "-g1", "-fno-exceptions", "-fno-rtti", "-ffp-contract=off"]
-KERNEL_FLAGS = [
-    *_COMMON,
-    "-O1",
-    "-fno-strict-aliasing",
-    "-fwrapv",
-    "-w",
-    *CHECKS,
+# Clang's `bounds` has a part that traps, and some builds of it trap at every finding.
+CLANG_CHECKS = [
+    "-fsanitize=thread,array-bounds,integer-divide-by-zero",
+    "-fno-sanitize-trap=all",
+    "-fsanitize-coverage=trace-pc",
 ]
-RUNTIME_FLAGS = [*_COMMON, "-O2"]
 _lock = threading.Lock()
 _folder: Path | None = None
 
@@ -73,19 +74,19 @@ def build(source: str) -> Path:
         HardwareError: there is no compiler.
     """
     tool = compiler()
-    flags = KERNEL_FLAGS
+    flags = [*KERNEL_FLAGS, *_checks(tool)]
     folder = _folder or cache_dir() / "kernel-bench"
     key = _key(tool, source, *flags)
     target = folder / f"{key}.so"
     with _lock:
         if not target.exists():
             runtime = _runtime(tool, folder)
-            _produce(tool, flags, source, target, [str(runtime), "-shared", *_link_flags()])
+            _produce(tool, flags, source, target, [str(runtime), "-shared", "-lm"])
     return target
 
 
-def _link_flags() -> list[str]:
-    return ["-lm"]
+def _checks(tool: str) -> list[str]:
+    return CLANG_CHECKS if "clang" in _version(tool) else GCC_CHECKS
 
 
 def _runtime(tool: str, folder: Path) -> Path:
@@ -105,9 +106,21 @@ def _produce(
         text.write_text(source)
         compiled = made if link is None else Path(scratch, "kernel.o")
         _run([tool, *flags, f"-I{HEADERS}", "-c", str(text), "-o", str(compiled)])
+        _check_private_memory(Path(scratch))
         if link is not None:
             _run([tool, str(compiled), "-o", str(made), *link])
         os.replace(made, target)
+
+
+def _check_private_memory(scratch: Path) -> None:
+    for report in scratch.glob("*.su"):
+        for line in report.read_text().splitlines():
+            size = int(line.split("\t")[1])
+            if size > PRIVATE_LIMIT:
+                raise KernelBuildError(
+                    f"a thread's private variables take {size} bytes, and the bench has "
+                    f"{PRIVATE_LIMIT}; a GPU has far fewer, so use smaller arrays"
+                )
 
 
 def _run(command: list[str]) -> None:
@@ -119,7 +132,8 @@ def _run(command: list[str]) -> None:
 def _explain(output: str, tool: str) -> str:
     lines = [line for line in output.splitlines() if line.strip()]
     if any("-fsanitize" in line and "error" in line for line in lines):
-        return f"{tool} has not the checks that the bench needs ({', '.join(CHECKS)}): {lines[0]}"
+        checks = " ".join(_checks(tool))
+        return f"{tool} has not the checks that the bench needs ({checks}): {lines[0]}"
     errors = [k for k, line in enumerate(lines) if re.search(r"\berror:", line)]
     start = errors[0] if errors else 0
     shown = "\n".join(lines[start : start + 8])

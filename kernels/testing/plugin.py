@@ -47,7 +47,7 @@ def on_metal(request: pytest.FixtureRequest, kernel_bench: None) -> Iterator[str
         with mx.stream(mx.gpu):
             yield DEVICE
         return
-    with emulated(request.param):
+    with emulated(request.param, unwritten="error"):
         yield request.param
 
 

@@ -158,7 +158,7 @@ def template_text(template: Template) -> tuple[str, str]:
 
 
 def recorded(call: Callable[..., Any], inputs: Sequence[mx.array]) -> str:
-    """What MLX generates when `call(*inputs)` runs a `mx.fast.metal_kernel`.
+    """What MLX generates when `call(*inputs)` runs a `mx.fast.metal_kernel` with `stream=mx.gpu`.
 
     Raises:
         KernelError: nothing was recorded.
@@ -169,12 +169,7 @@ def recorded(call: Callable[..., Any], inputs: Sequence[mx.array]) -> str:
         if entry.get("name") == "CustomKernel":
             texts.append(str(entry["arguments"][1]))
 
-    before = mx.default_device()
-    mx.set_default_device(mx.gpu)
-    try:
-        mx.export_function(keep, call, *inputs)
-    finally:
-        mx.set_default_device(before)
+    mx.export_function(keep, call, *inputs)
     if not texts:
         raise KernelError("MLX recorded no kernel; the function must run exactly one")
     return texts[0]
@@ -191,6 +186,6 @@ def parse(generated: str) -> tuple[str, list[str], list[str], str]:
         raise KernelError("MLX's generated source has no kernel in it")
     lines = [line.strip() for line in head["list"].split(",\n")]
     buffers = [re.sub(r" \[\[buffer\(\d+\)\]\]$", "", x) for x in lines if "[[buffer(" in x]
-    threads = [x.split()[1] for x in lines if "[[buffer(" not in x]
+    threads = [x.split(" [[")[0] for x in lines if "[[buffer(" not in x]
     arguments = re.findall(rf"{head['name']}<([^>]*)>", generated)
     return head["kinds"] or "", buffers, threads, arguments[-1] if arguments else ""

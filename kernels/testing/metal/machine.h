@@ -22,10 +22,10 @@ struct Mark {
   uint32_t thread : 10, simd_epoch : 22;
 };
 
-// What is known of one piece of memory: the last write, two readers that no order unites (of all
-// readers since that write), and likewise two atomic accesses.
+// What is known of one piece of memory: the last write and, of the accesses since, two of each kind
+// that nothing orders (plain reads, atomic reads, atomic changes).
 struct Cell {
-  Mark write, read[2], atomic[2];
+  Mark write, read[2], load[2], atomic[2];
 };
 
 struct Buffer {
@@ -48,10 +48,12 @@ struct Request {
   uint32_t count, schedule;
   uint32_t grid[3], group[3];
   uint64_t seed, max_steps;
-  uint32_t strict, allow_exited, code;
+  uint32_t strict, allow_exited, allow_races, code;
   uint32_t where[2];  // code addresses or sites for the message's {0} and {1}
   char message[1000];
   uint64_t threads_run, switches, accesses, threadgroup_bytes, unwritten;
+  char* stacks;  // kept by the caller between launches
+  uint64_t stack_count;
 };
 
 enum State : uint32_t { READY, AT_BARRIER, AT_SIMD, DONE };

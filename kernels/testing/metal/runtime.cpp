@@ -38,20 +38,27 @@ static bool fill_arena(Launch* l) {
   return true;
 }
 
-static bool make_stacks(Launch* l, uint32_t threads) {
-  l->stacks_bytes = (threads + 1) * STACK;
-  char* all = static_cast<char*>(reserve(l->stacks_bytes));
+static bool make_stacks(Request* r, uint64_t threads) {
+  if (r->stack_count >= threads) return true;
+  if (r->stacks) munmap(r->stacks, r->stack_count * STACK);
+  uint64_t bytes = threads * STACK;
+  char* all = static_cast<char*>(reserve(bytes + STACK));
+  r->stacks = nullptr;
+  r->stack_count = 0;
   if (!all) return false;
   char* aligned = reinterpret_cast<char*>((uintptr_t(all) + STACK - 1) & ~(STACK - 1));
   if (aligned != all) munmap(all, aligned - all);
-  munmap(aligned + threads * STACK, all + l->stacks_bytes - aligned - threads * STACK);
-  l->stacks = aligned;
-  l->stacks_bytes = threads * STACK;
-  for (uint32_t i = 0; i < threads; i++) {
-    l->fiber(i)->launch = l;
-    mprotect(l->stacks + i * STACK + PAGE, PAGE, PROT_NONE);
-  }
+  munmap(aligned + bytes, all + STACK - aligned);
+  for (uint64_t i = 0; i < threads; i++) mprotect(aligned + i * STACK + PAGE, PAGE, PROT_NONE);
+  r->stacks = aligned;
+  r->stack_count = threads;
   return true;
+}
+
+static void take_stacks(Launch* l, uint64_t threads) {
+  l->stacks = l->request->stacks;
+  l->stacks_bytes = threads * STACK;
+  for (uint64_t i = 0; i < threads; i++) l->fiber(i)->launch = l;
 }
 
 static void place_thread(Launch* l, Fiber* f, uint32_t i, const uint32_t* at, const uint32_t* size,
@@ -140,7 +147,9 @@ extern "C" int mb_run(Request* r) {
   l->random = r->seed * 0x9e3779b97f4a7c15ull + 0x2545f4914f6cdd1dull;
   find_module();
   __atomic_add_fetch(&mb_running, 1, __ATOMIC_SEQ_CST);
-  if (fill_arena(l) && make_stacks(l, r->group[0] * r->group[1] * r->group[2])) {
+  uint64_t threads = uint64_t(r->group[0]) * r->group[1] * r->group[2];
+  if (fill_arena(l) && make_stacks(r, threads)) {
+    take_stacks(l, threads);
     run_groups(l);
   } else {
     r->code = SYSTEM;
@@ -157,7 +166,6 @@ extern "C" int mb_run(Request* r) {
   }
   clear_group(l);
   if (l->arena) munmap(l->arena, l->arena_bytes);
-  if (l->stacks) munmap(l->stacks, l->stacks_bytes);
   free(l);
   return r->code;
 }
