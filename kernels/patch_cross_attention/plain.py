@@ -13,6 +13,7 @@ X exists, every operation is contiguous, and no scatter touches anything as wide
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -21,9 +22,10 @@ import mlx.core as mx
 
 from mlx_companion.kernels import fast_math
 from mlx_companion.kernels.patch_cross_attention.piecewise import Pieces
-from mlx_companion.kernels.patches import left_out
 
 _LOWEST = -1e30
+# Numbers that one operation handles about as fast as it is launched.
+_FEW = 2**18
 
 
 def attend(
@@ -76,15 +78,26 @@ class Rows(NamedTuple):
 
     @staticmethod
     def of(ids: mx.array, count: int) -> Rows:
-        out = left_out(ids, count)
-        own = mx.where(out, 0, ids) + (mx.arange(ids.shape[0]) * count)[:, None]
-        return Rows(own.reshape(-1), 1.0 - out.reshape(-1, 1, 1).astype(mx.float32), count)
+        """Those of ids (B, N), for P patches."""
+        inside = mx.clip(ids, 0, count - 1)
+        shown = (inside == ids).astype(mx.float32).reshape(-1, 1, 1)
+        if len(ids) > 1:
+            inside = inside + (mx.arange(len(ids)) * count)[:, None]
+        return Rows(inside.reshape(-1), shown, count)
 
     def gather(self, vectors: mx.array, j: int) -> mx.array:
         """Vector j of each byte's patch: (B, P, J, H, W) -> (B * N, H, W)."""
         B, P, J, H, W = vectors.shape
         rows = vectors.reshape(B * P * J, H * W)[self.own * J + j]
         return rows.reshape(-1, H, W)
+
+    def gather_all(self, vectors: mx.array) -> mx.array:
+        """(B, P, J, H, W) -> (B * N, J, H, W)."""
+        return vectors.reshape(-1, *vectors.shape[2:])[self.own]
+
+    def few(self, vectors: mx.array) -> bool:
+        """Whether all vectors at once, for every byte, are so few that launches are the cost."""
+        return self.own.size * math.prod(vectors.shape[2:]) <= _FEW
 
 
 @mx.custom_function
@@ -147,12 +160,16 @@ def _softmax_by_patch(scores: mx.array, rows: Rows, batch: int) -> mx.array:
 def _dots(vectors: mx.array, x: mx.array, rows: Rows) -> mx.array:
     """(B, P, J, H, W) and (B, N, H, W) -> (B * N, J, H)."""
     x = x.reshape(-1, *x.shape[2:])
+    if rows.few(vectors):
+        return (rows.gather_all(vectors) * x[:, None]).sum(axis=-1)
     parts = [(rows.gather(vectors, j) * x).sum(axis=-1) for j in range(vectors.shape[2])]
     return mx.stack(parts, axis=1)
 
 
 def _to_bytes(weights: mx.array, vectors: mx.array, rows: Rows) -> mx.array:
     """(B * N, J, H) and (B, P, J, H, W) -> (B * N, H, W)."""
+    if rows.few(vectors):
+        return (weights[..., None] * rows.gather_all(vectors)).sum(axis=1)
     J = vectors.shape[2]
     return _weighted(*_columns(weights), *(rows.gather(vectors, j) for j in range(J)))
 

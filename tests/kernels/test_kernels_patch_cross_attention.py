@@ -11,8 +11,9 @@ from hypothesis import given, settings  # isort: skip
 from hypothesis import strategies as st  # isort: skip
 
 from mlx_companion.errors import ConfigError, HardwareError  # isort: skip
-from mlx_companion.kernels.patch_cross_attention import patch_cross_attention  # isort: skip
+from mlx_companion.kernels.patch_cross_attention import body, patch_cross_attention  # isort: skip
 
+from metal_signature import buffers  # isort: skip
 from patch_rows import padded, ragged, with_gaps  # isort: skip
 
 SIDES = ["encoder", "decoder"]
@@ -262,3 +263,35 @@ def test_metal_is_refused_where_it_is_not() -> None:
     q, kv = mx.zeros((1, 1, 1, 1, 2)), mx.zeros((1, 1, 1, 2))
     with pytest.raises(HardwareError, match="metal"):
         patch_cross_attention(q, kv, kv, mx.zeros((1, 1), dtype=mx.int32), impl="metal")
+
+
+PATCH, BYTES, ROWS, RUNS = (2, 9, 2, 4, 8), (2, 40, 2, 8), (2, 40), (2, 9, 2)
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("backward", [False, True])
+def test_mlx_gives_the_bodies_the_signatures_that_they_name(side: str, backward: bool) -> None:
+    q = mx.zeros(PATCH if side == "encoder" else (2, 40, 4, 8), dtype=mx.bfloat16)
+    kv = mx.zeros(BYTES if side == "encoder" else (2, 9, 2, 2, 8), dtype=mx.bfloat16)
+    ids, runs = mx.zeros(ROWS, dtype=mx.int32), mx.zeros(RUNS, dtype=mx.int32)
+    scale, level = mx.zeros((1,)), mx.zeros(q.shape[:-1])
+    kernel = getattr(body, f"_{side.upper()}{'_BACKWARD' if backward else ''}")
+    given = {"q": q, "k": kv, "v": kv, "ids": ids, "runs": runs, "scale": scale}
+    given |= {"dout": q, "out": q, "level": level}
+    sides = (q, kv) if side == "encoder" else (kv, q)
+    results = {"out": q, "level": level, "dq": q, "dk": kv, "dv": kv}
+    shapes = [results[name].shape for name in kernel.outputs]
+    types = [results[name].dtype for name in kernel.outputs]
+
+    def launch(*inputs: mx.array) -> list[mx.array]:
+        return body._launch(kernel, "metal", [*inputs], sides, shapes, types)
+
+    found = buffers(launch, *[given[name] for name in kernel.inputs])
+    assert [name for name in found if not name.endswith("_shape")] == [
+        *kernel.inputs,
+        *kernel.outputs,
+    ]
+    for name, kind in found.items():
+        whole = name in ("ids", "runs") or name.endswith("_shape")
+        floats = "float" if name in ("scale", "level") else "bfloat16_t"
+        assert kind == {"ids": "int32_t", "runs": "int32_t"}.get(name, "int" if whole else floats)

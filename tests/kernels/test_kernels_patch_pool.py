@@ -11,8 +11,9 @@ from hypothesis import given, settings  # isort: skip
 from hypothesis import strategies as st  # isort: skip
 
 from mlx_companion.errors import ConfigError, HardwareError  # isort: skip
-from mlx_companion.kernels.patch_pool import patch_pool  # isort: skip
+from mlx_companion.kernels.patch_pool import body, patch_pool  # isort: skip
 
+from metal_signature import buffers  # isort: skip
 from patch_rows import padded, ragged, with_gaps  # isort: skip
 
 MODES = ["max", "mean", "sum"]
@@ -199,3 +200,35 @@ def test_bad_input_is_one_clear_error() -> None:
 def test_metal_is_refused_where_it_is_not() -> None:
     with pytest.raises(HardwareError, match="metal"):
         patch_pool(mx.zeros((1, 2, 3)), mx.zeros((1, 2), dtype=mx.int32), 1, impl="metal")
+
+
+def test_mlx_gives_the_bodies_the_signatures_that_they_name() -> None:
+    h, ids = mx.zeros((2, 40, 8), dtype=mx.float16), mx.zeros((2, 40), dtype=mx.int32)
+    runs, first = mx.zeros((2, 9, 2), dtype=mx.int32), mx.zeros((2, 9, 8), dtype=mx.int32)
+    shape = (2, 9, 8)
+
+    def forward(*inputs: mx.array) -> list[mx.array]:
+        types = [mx.float16, mx.int32]
+        return body._launch(body._FORWARD, "max", "metal", [*inputs], shape, [shape] * 2, types)
+
+    def backward(*inputs: mx.array) -> list[mx.array]:
+        given = [body._BACKWARD, "max", "metal", [*inputs], h.shape]
+        return body._launch(*given, [h.shape], [mx.float16])
+
+    assert buffers(forward, h, ids, runs) == {
+        "h": "float16_t",
+        "h_shape": "int",
+        "ids": "int32_t",
+        "runs": "int32_t",
+        "runs_shape": "int",
+        "pooled": "float16_t",
+        "first": "int32_t",
+    }
+    assert buffers(backward, mx.zeros(shape, dtype=mx.float16), ids, first) == {
+        "slope": "float16_t",
+        "slope_shape": "int",
+        "ids": "int32_t",
+        "ids_shape": "int",
+        "first": "int32_t",
+        "dh": "float16_t",
+    }
