@@ -11,6 +11,9 @@ from typing import Any
 
 import mlx.core as mx
 
+# From so many tokens per row on, gradients written out cost less than calling them does.
+_TOKENS = 5
+
 
 def plain_update(
     y: mx.array,
@@ -38,12 +41,12 @@ def plain_update(
     if rows is not None and min(rows) == max(rows) and (a.shape[0] == 1 or x.shape[1] > 1):
         return _shared(y, x, a, b, scale, rows[0])
     if rows is not None and min(rows) >= 0:
-        return y + _update(x, a, b, index, scale).astype(y.dtype)
+        return _all_rows(y, x, a, b, index, scale)
     n = a.shape[0]
     active = (index >= 0) & (index < n)
-    update = _update(x, a, b, mx.where(active, index, 0), scale).astype(y.dtype)
+    changed = _all_rows(y, x, a, b, mx.where(active, index, 0), scale)
     # Not a product with zero: adapter 0, which stands in, may hold infinities.
-    return mx.where(active[:, None, None], y + update, y)
+    return mx.where(active[:, None, None], changed, y)
 
 
 def _shared(
@@ -59,11 +62,15 @@ def _shared(
     return mx.addmm(y, z, b) if y.dtype == x.dtype else y + (z @ b).astype(y.dtype)
 
 
-def _update(x: mx.array, a: mx.array, b: mx.array, index: mx.array, scale: mx.array) -> mx.array:
-    # The gradient written out pays for rows of tokens; with one each, calling it costs more.
-    product: Any = _gathered if x.shape[1] > 1 else _product
-    z = product(x, a, index) * scale[index][:, None, None]
-    result: mx.array = product(z, b, index)
+def _all_rows(
+    y: mx.array, x: mx.array, a: mx.array, b: mx.array, index: mx.array, scale: mx.array
+) -> mx.array:
+    """y + s_i (x A_i) B_i, each row with an adapter."""
+    strength = scale[index][:, None, None]
+    if x.shape[1] < _TOKENS:
+        return y + _product(_product(x, a, index) * strength, b, index).astype(y.dtype)
+    z: Any = _gathered(x, a, index)
+    result: Any = _added(y, z * strength, b, index)
     return result
 
 
@@ -77,10 +84,30 @@ def _gathered(x: mx.array, w: mx.array, index: mx.array) -> mx.array:
 def _gathered_vjp(primals: Any, cotangent: mx.array, output: mx.array) -> Any:
     x, w, index = primals
     dx = _product(cotangent, w.swapaxes(-1, -2), index)
+    return dx, _matrix_gradient(x, cotangent, w, index), mx.zeros_like(index)
+
+
+@mx.custom_function
+def _added(y: mx.array, z: mx.array, w: mx.array, index: mx.array) -> mx.array:
+    """y_b + z_b W_i: (B, L, m), (B, L, k), (n, k, m), (B,) -> (B, L, m)."""
+    if y.dtype != z.dtype:
+        return y + _product(z, w, index).astype(y.dtype)
+    # For many tokens the copies are small beside y, which is passed over once less.
+    return mx.addmm(y, z, w[index])
+
+
+@_added.vjp
+def _added_vjp(primals: Any, cotangent: mx.array, output: mx.array) -> Any:
+    _, z, w, index = primals
+    dy, cotangent = cotangent, cotangent.astype(z.dtype)
+    dz = _product(cotangent, w.swapaxes(-1, -2), index)
+    return dy, dz, _matrix_gradient(z, cotangent, w, index), mx.zeros_like(index)
+
+
+def _matrix_gradient(x: mx.array, cotangent: mx.array, w: mx.array, index: mx.array) -> mx.array:
     each = x.swapaxes(-1, -2) @ cotangent
     whose = (mx.arange(w.shape[0])[:, None] == index).astype(each.dtype)
-    dw = (whose @ each.reshape(each.shape[0], -1)).reshape(w.shape)
-    return dx, dw, mx.zeros_like(index)
+    return (whose @ each.reshape(each.shape[0], -1)).reshape(w.shape)
 
 
 def _product(x: mx.array, w: mx.array, index: mx.array) -> mx.array:
