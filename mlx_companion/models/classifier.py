@@ -135,6 +135,11 @@ class Classifier(nn.Module):
         return self._config
 
     @property
+    def language_model(self) -> LanguageModel:
+        """The model below the head."""
+        return self._lm
+
+    @property
     def layers(self) -> list[nn.Module]:
         """The model's layers, for gradient checkpointing."""
         return self.model.layers

@@ -14,8 +14,8 @@ from numeric import assert_same, log_softmax
 from tiny import tiny_llama
 from training_models import distance
 
-from mlx_companion.errors import ConfigError, DataError, WeightsError
-from mlx_companion.lora import LoraConfig, adapter_parameters, attach, detach
+from mlx_companion.errors import AdapterError, ConfigError, DataError, WeightsError
+from mlx_companion.lora import LoraConfig, adapter_parameters, attach, detach, is_attached
 from mlx_companion.models.classifier import (
     Classifier,
     ClassifierConfig,
@@ -27,6 +27,7 @@ from mlx_companion.models.classifier import (
 )
 from mlx_companion.models.load import LanguageModel, load
 from mlx_companion.training import TrainConfig, Trainer
+from mlx_companion.training.classifier_files import load_tuned, save_tuned
 from mlx_companion.training.classifier_loss import (
     ClassifierLoss,
     ContrastiveLoss,
@@ -298,6 +299,32 @@ def test_damaged_folders_are_refused(lm: LanguageModel, tmp_path: Path, damage: 
         config.write_text(json.dumps(about | changes[damage]))
     with pytest.raises(WeightsError):
         load_classifier(tmp_path / "kept", lm)
+
+
+def test_head_and_adapter_are_kept_together(lm: LanguageModel, tmp_path: Path) -> None:
+    attach(lm.model, LoraConfig(rank=4))
+    classifier = make_classifier(lm, list(TEXTS))
+    settings = TrainConfig(epochs=2, lr=1e-2)
+    source = rows_for(classifier, batch_tokens=64)
+    Trainer(classifier, source, loss=ClassifierLoss(), config=settings).run()
+    texts = [text for text, _ in SAMPLES]
+    expected = np.array([p.probabilities for p in classifier.predict(texts)])
+    save_tuned(tmp_path / "tuned", classifier)
+    detach(lm.model)
+    for given in (lm, None):
+        again = load_tuned(tmp_path / "tuned", given)
+        found = np.array([p.probabilities for p in again.predict(texts)])
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    weights = tmp_path / "tuned/adapter/adapters.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4])
+    with pytest.raises(AdapterError, match="corrupt"):
+        load_tuned(tmp_path / "tuned", lm)
+    # A head without an adapter runs on the bare model.
+    detach(lm.model)
+    save_tuned(tmp_path / "head", make_classifier(lm, ["a", "b"]))
+    attach(lm.model, LoraConfig(rank=4))
+    load_tuned(tmp_path / "head", lm)
+    assert not is_attached(lm.model)
 
 
 def test_only_the_head_and_adapters_train(lm: LanguageModel) -> None:
