@@ -21,7 +21,7 @@ from typer.core import TyperGroup
 
 import mlx_companion
 from mlx_companion.cli_blt import app as blt
-from mlx_companion.cli_learn import tune
+from mlx_companion.cli_learn import classify, tune
 from mlx_companion.cli_parts import (
     AsJson,
     ClearStop,
@@ -289,6 +289,7 @@ def finetune(
 
 
 app.command(rich_help_panel=LEARN)(tune)
+app.command(rich_help_panel=TALK)(classify)
 
 
 @app.command(rich_help_panel=VERSIONS)

@@ -1,4 +1,4 @@
-"""More verbs that learn from a person's files: `tune`; see `cli` for the conventions."""
+"""`tune` and `classify`: learning from a person's files; see `cli` for the conventions."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from mlx_companion.cli_parts import (
 from mlx_companion.errors import ConfigError
 
 if TYPE_CHECKING:
+    from mlx_companion.models.classifier import Classifier
     from mlx_companion.training.tune import Trial
 
 
@@ -86,3 +87,50 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected key: value lines, got a {type(values).__name__}")
     return values
+
+
+def classify(
+    folder: Annotated[Path, typer.Argument(help="A trained classifier, or its run's folder.")],
+    texts: Annotated[list[str] | None, typer.Argument(help="Texts; none with --jsonl.")] = None,
+    jsonl: Annotated[Path | None, option("FILE", "Texts in rows, labels where known.")] = None,
+    model: Annotated[str | None, option("NAME", "The model, where it is not found.")] = None,
+    top: Annotated[int, option("N", "Labels to show of each text.")] = 1,
+    data_dir: DataDir = None,
+) -> None:
+    """Label texts, one JSON line each; with known labels, say how many are right.
+
+    Rows hold "text" and perhaps "label"; "query" and "intent" mean the same.
+    """
+    from mlx_companion.training.classify import CLASSIFIER, open_classifier
+
+    if (jsonl is None) == (not texts):
+        raise ConfigError("give texts, or a file of them with --jsonl, and not both")
+    known = folder / CLASSIFIER
+    with make_console(stderr=True).status("loading the model"):
+        classifier = open_classifier(known if known.is_dir() else folder, model)
+    _classify(classifier, jsonl, texts or [], top)
+
+
+def _classify(classifier: Classifier, jsonl: Path | None, texts: list[str], top: int) -> None:
+    from mlx_companion.cli_parts import print_json
+    from mlx_companion.text.labelled_records import read_texts
+
+    labels: list[str | None] = [None] * len(texts)
+    if jsonl is not None:
+        texts, labels = read_texts(jsonl)
+    found = classifier.predict(texts)
+    for text, label, prediction in zip(texts, labels, found, strict=True):
+        order = prediction.probabilities.argsort()[::-1][:top]
+        best = [(classifier.config.labels[i], float(prediction.probabilities[i])) for i in order]
+        shown: dict[str, Any] = {
+            "text": text,
+            "label": best[0][0],
+            "probability": round(best[0][1], 4),
+        }
+        if top > 1:
+            shown["labels"] = {name: round(share, 4) for name, share in best}
+        print_json(shown | ({} if label is None else {"expected": label}))
+    right = [p.label == label for p, label in zip(found, labels, strict=True) if label is not None]
+    if right:
+        told = f"{sum(right):,} of {len(right):,} right ({sum(right) / len(right):.2%})"
+        make_console(stderr=True).print(told)

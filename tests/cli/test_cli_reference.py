@@ -17,7 +17,7 @@ VERBS = {
     "chat", "generate", "improve", "finetune", "versions", "promote", "rollback", "diff",
     "data export", "data import", "data delete", "data stats", "doctor", "models", "fetch",
     "stop", "resume", "blt train", "blt generate", "blt patch", "blt eval", "blt convert",
-    "blt calibrate", "tune", "runs list", "runs show", "runs compare", "runs plot", "runs add",
+    "blt calibrate", "tune", "classify", "runs list", "runs show", "runs compare", "runs plot", "runs add",
     "runs forget",
 }  # fmt: skip
 
