@@ -101,13 +101,16 @@ def classify(
 
     Rows hold "text" and perhaps "label"; "query" and "intent" mean the same.
     """
-    from mlx_companion.training.classify import CLASSIFIER, open_classifier
+    from mlx_companion.models import load
+    from mlx_companion.training.classifier_files import load_tuned
+    from mlx_companion.training.classify import CLASSIFIER
 
     if (jsonl is None) == (not texts):
         raise ConfigError("give texts, or a file of them with --jsonl, and not both")
     known = folder / CLASSIFIER
     with make_console(stderr=True).status("loading the model"):
-        classifier = open_classifier(known if known.is_dir() else folder, model)
+        lm = None if model is None else load(model)
+        classifier = load_tuned(known if known.is_dir() else folder, lm)
     _classify(classifier, jsonl, texts or [], top)
 
 

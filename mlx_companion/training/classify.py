@@ -1,7 +1,7 @@
 """Training a text classifier from a file, and using it: an adapter and a head over one model.
 
     result = train_classifier("smollm2-135m", "train.jsonl", "runs/intents", valid="val.jsonl")
-    classifier = open_classifier(result.folder)
+    classifier = load_tuned(result.folder)
     classifier.predict(["book me a flight to rome"])[0].label
 
 The output folder belongs to one run, which goes on where it was interrupted:
@@ -21,22 +21,18 @@ from pathlib import Path
 from typing import Any
 
 from mlx_companion.errors import CheckpointError, DataError
-from mlx_companion.lora import LoraConfig, attach, detach, load_adapter, save_adapter
-from mlx_companion.models.classifier import (
-    Classifier,
-    ClassifierConfig,
-    load_classifier,
-    read_classifier,
-)
+from mlx_companion.lora import LoraConfig, attach, detach
+from mlx_companion.models.classifier import Classifier, ClassifierConfig, read_classifier
 from mlx_companion.models.load import LanguageModel, load
 from mlx_companion.runtime.config import to_dict
 from mlx_companion.runtime.device import environment
-from mlx_companion.runtime.files import atomic_dir, atomic_write_json
+from mlx_companion.runtime.files import atomic_write_json
 from mlx_companion.runtime.monitor import ResourceMonitor
 from mlx_companion.runtime.seeds import seed_everything
 from mlx_companion.runtime.stop import NEVER, StopSwitch
 from mlx_companion.text.labelled_records import Labelled, read_labelled
 from mlx_companion.training.callbacks import Callback, MetricsLog
+from mlx_companion.training.classifier_files import load_tuned, save_tuned
 from mlx_companion.training.classifier_loss import ClassifierLoss, labelled_rows
 from mlx_companion.training.classifier_scores import Scores, score
 from mlx_companion.training.config import TrainConfig
@@ -45,7 +41,7 @@ from mlx_companion.training.progress import RichProgress
 from mlx_companion.training.tracking import trackers_for
 from mlx_companion.training.trainer import Trainer
 
-CLASSIFIER, ADAPTER = "classifier", "adapter"
+CLASSIFIER = "classifier"
 LabelledData = str | Path | Labelled
 
 
@@ -89,7 +85,7 @@ class ClassifyResult:
     """What training gave.
 
     Attributes:
-        folder: of the classifier, for `open_classifier`.
+        folder: of the classifier, for `load_tuned`.
         labels: how many.
         steps, seconds: of the run.
         valid: how well it does on the held-out texts; None without them.
@@ -150,26 +146,6 @@ def train_classifier(
         raise
 
 
-def open_classifier(
-    folder: str | Path, model: str | Path | LanguageModel | None = None
-) -> Classifier:
-    """Load a trained classifier with its adapter and its model.
-
-    Args:
-        folder: `ClassifyResult.folder`.
-        model: the model it was trained on, where it is not found by the name it had.
-
-    Raises:
-        WeightsError, AdapterError, ModelError: missing, damaged, or made for another model.
-    """
-    folder = Path(folder)
-    about = read_classifier(folder)
-    given = model if model is not None else about["extra"].get("model", "")
-    lm = given if isinstance(given, LanguageModel) else load(given)
-    load_adapter(folder / ADAPTER, lm.model, lm.base_sha256)
-    return load_classifier(folder, lm)
-
-
 class _Run:
     """One run and its folder."""
 
@@ -199,7 +175,7 @@ class _Run:
     ) -> ClassifyResult:
         finished = self.finished() if resume else None
         if finished is not None:
-            load_adapter(finished.folder / ADAPTER, self.lm.model, self.lm.base_sha256)
+            load_tuned(finished.folder, self.lm)
             return finished
         self.out.mkdir(parents=True, exist_ok=True)
         about = self.about()
@@ -242,10 +218,7 @@ class _Run:
     def write(self, steps: int, seconds: float, scores: Scores | None) -> ClassifyResult:
         folder = self.out / CLASSIFIER
         told = None if scores is None else asdict(scores)
-        extra = {"model": self.lm.source, "run_hash": self.hash, "valid": told}
-        with atomic_dir(folder) as temporary:
-            save_adapter(temporary / ADAPTER, self.lm.model, self.config.lora, self.lm.base_sha256)
-            self.classifier.write(temporary, extra)
+        save_tuned(folder, self.classifier, {"run_hash": self.hash, "valid": told})
         labels = len(self.classifier.config.labels)
         result = ClassifyResult(folder, labels, steps, seconds, scores, self.hash)
         atomic_write_json(self.out / RESULT, asdict(result) | {"folder": CLASSIFIER})

@@ -12,23 +12,17 @@ from tiny import tiny_llama
 from typer.testing import CliRunner
 
 from mlx_companion.cli import app
-from mlx_companion.errors import (
-    AdapterError,
-    CheckpointError,
-    DataError,
-    ModelError,
-    Stopped,
-)
+from mlx_companion.errors import CheckpointError, DataError, Stopped
 from mlx_companion.lora import LoraConfig, is_attached
 from mlx_companion.models.load import load
 from mlx_companion.runtime.stop import StopSwitch
 from mlx_companion.text.labelled_records import Labelled, read_labelled, read_texts
 from mlx_companion.training import Callback, StepInfo, TrainConfig
+from mlx_companion.training.classifier_files import load_tuned
 from mlx_companion.training.classifier_scores import score
 from mlx_companion.training.classify import (
     ClassifyConfig,
     ClassifyResult,
-    open_classifier,
     train_classifier,
 )
 
@@ -76,18 +70,18 @@ def test_it_learns_and_its_folder_gives_the_same_answers(
 ) -> None:
     assert trained.valid is not None
     assert trained.valid.accuracy > 0.9
-    classifier = open_classifier(trained.folder)
+    classifier = load_tuned(trained.folder)
     again = score(classifier, labelled(30, 1))
     assert again == trained.valid
     assert is_attached(classifier.model)
-    other = open_classifier(trained.folder, load(model))
+    other = load_tuned(trained.folder, load(model))
     assert other.predict(["the sea"])[0].label == classifier.predict(["the sea"])[0].label
 
 
 def test_the_command_labels_a_file_and_counts(trained: ClassifyResult, tmp_path: Path) -> None:
     data = labelled(20, 2)
     path = write(tmp_path / "test.jsonl", data)
-    expected = [p.label for p in open_classifier(trained.folder).predict(data.texts)]
+    expected = [p.label for p in load_tuned(trained.folder).predict(data.texts)]
     result = CliRunner().invoke(app, ["classify", str(trained.folder), "--jsonl", str(path)])
     assert result.exit_code == 0, result.output
     rows = [json.loads(line) for line in result.stdout.strip().splitlines()]
@@ -102,7 +96,7 @@ def test_the_command_labels_a_file_and_counts(trained: ClassifyResult, tmp_path:
 
 
 def test_scores_are_those_of_counting(trained: ClassifyResult) -> None:
-    classifier = open_classifier(trained.folder)
+    classifier = load_tuned(trained.folder)
     data = labelled(50, 3)
     data.labels[0] = "unheard of"
     found = score(classifier, data)
@@ -175,15 +169,3 @@ def test_data_that_cannot_be_learned_is_refused(model: Path, tmp_path: Path) -> 
     with pytest.raises(DataError, match="none of the classifier's"):
         train(model, tmp_path / "b", valid=Labelled(["x"], ["unheard of"]))
     assert not (tmp_path / "b" / "result.json").exists()
-
-
-def test_a_damaged_folder_is_refused(trained: ClassifyResult, tmp_path: Path) -> None:
-    import shutil
-
-    copy = shutil.copytree(trained.folder, tmp_path / "copy")
-    weights = copy / "adapter" / "adapters.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-7])
-    with pytest.raises(AdapterError, match="corrupt"):
-        open_classifier(copy)
-    with pytest.raises(ModelError):
-        open_classifier(tmp_path / "nothing")
