@@ -33,17 +33,17 @@ import mlx.nn as nn
 
 from mlx_companion.errors import AdapterError
 from mlx_companion.lora.attach import is_attached, replace_modules
-from mlx_companion.lora.bank_generation import PromptCaches, generate_rows
+from mlx_companion.lora.bank_generation import BankRows, PromptCaches
 from mlx_companion.lora.bank_rows import ActiveRows, BankLinear, LoadedAdapter, Stacks
 from mlx_companion.lora.bank_source import Source, read_source
 from mlx_companion.lora.config import LoraConfig
-from mlx_companion.models.generation import Reply
+from mlx_companion.lora.layers import BASE_TYPES
+from mlx_companion.models.generation import Reply, batch_generate
 from mlx_companion.models.load import LanguageModel
 from mlx_companion.models.prompts import Prompt
 
 # Batches of a server mix the same few adapters; each set costs a copy of its adapters.
 _STACKS_KEPT = 4
-_LAYERS = (nn.Linear, nn.QuantizedLinear, nn.Embedding, nn.QuantizedEmbedding)
 
 
 class CacheKey(NamedTuple):
@@ -74,7 +74,7 @@ class AdapterBank:
             )
         self.model = model
         self.base_sha256 = base_sha256
-        self._bases = {path: m for path, m in modules.items() if isinstance(m, _LAYERS)}
+        self._bases = {path: m for path, m in modules.items() if isinstance(m, BASE_TYPES)}
         self._wrapped: dict[str, nn.Module] = {}
         self._adapters: dict[str, LoadedAdapter] = {}
         self._stacks: list[Stacks] = []
@@ -151,11 +151,18 @@ class AdapterBank:
         Raises:
             AdapterError: no such name.
         """
-        return CacheKey(None, 0) if name is None else CacheKey(name, self._find(name).version)
+        return _key(None if name is None else self._find(name))
+
+    def is_current(self, key: CacheKey) -> bool:
+        """Whether that version of the adapter is the one in the bank."""
+        return key.adapter is None or key == _key(self._adapters.get(key.adapter))
 
     @contextmanager
     def rows(self, names: Sequence[str | None] | str) -> Iterator[None]:
         """Inside the block, row i of the model's batches runs with adapter `names[i]`.
+
+        Works with everything that calls the model inside the block, `generate` included; a stream
+        must be read there, too.
 
         Args:
             names: one per row, None for the base; or one name for all rows.
@@ -200,7 +207,14 @@ class AdapterBank:
                 "give one name (or None) per prompt"
             )
         with self._hold(adapters) as stacks:
-            return generate_rows(self, lm, prompts, adapters, stacks, caches, options)
+            rows = BankRows(
+                self.model,
+                adapters,
+                lambda names: self._active(stacks, names),
+                lambda name: _key(None if name is None else stacks.adapters[name]),
+                caches,
+            )
+            return batch_generate(lm, prompts, row_caches=rows, **options)
 
     def detach(self) -> None:
         """Give the model back as it was; the bank is empty afterwards.
@@ -215,10 +229,6 @@ class AdapterBank:
             self._wrapped.clear()
             self._adapters.clear()
             self._stacks.clear()
-
-    def key_in(self, stacks: Stacks, name: str | None) -> CacheKey:
-        """As `cache_key`, in the version that a running batch holds."""
-        return CacheKey(None, 0) if name is None else CacheKey(name, stacks.adapters[name].version)
 
     @contextmanager
     def _active(self, stacks: Stacks, names: Sequence[str | None] | str) -> Iterator[None]:
@@ -278,3 +288,7 @@ class AdapterBank:
                 f"the bank has no adapter '{name}'; {has if self._adapters else 'it is empty'}"
             )
         return adapter
+
+
+def _key(adapter: LoadedAdapter | None) -> CacheKey:
+    return CacheKey(None, 0) if adapter is None else CacheKey(adapter.name, adapter.version)

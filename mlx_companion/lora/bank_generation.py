@@ -17,15 +17,11 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.cache import LRUPromptCache, make_prompt_cache
 
-from mlx_companion.lora.bank_rows import Stacks
-from mlx_companion.models.generation import Reply, batch_generate
-from mlx_companion.models.load import LanguageModel
-from mlx_companion.models.prompts import Prompt
-
 if TYPE_CHECKING:
     from mlx_companion.lora.bank import AdapterBank, CacheKey
 
 MAX_MB = 512.0
+Rows = Callable[[Sequence[str | None]], AbstractContextManager[None]]
 
 
 class RowNames:
@@ -72,9 +68,7 @@ class RowNames:
 class RowModel:
     """Called as the model, with caches whose last entry is a `RowNames`."""
 
-    def __init__(
-        self, model: nn.Module, rows: Callable[[list[str | None]], AbstractContextManager[None]]
-    ) -> None:
+    def __init__(self, model: nn.Module, rows: Rows) -> None:
         self._model = model
         self._rows = rows
 
@@ -126,7 +120,7 @@ class PromptCaches:
         """Keep the cache of these tokens, unless its adapter is gone or was swapped meanwhile."""
         with self._lock:
             self._drop_stale()
-            if not tokens or not self._is_current(key):
+            if not tokens or not self._bank.is_current(key):
                 return
             kept = self._by_key.setdefault(key, LRUPromptCache(max_size=self._max_prompts))
             kept.insert_cache(key, list(tokens), cache)
@@ -138,54 +132,42 @@ class PromptCaches:
                     del self._by_key[oldest]
 
     def _drop_stale(self) -> None:
-        for key in [key for key in self._by_key if not self._is_current(key)]:
+        for key in [key for key in self._by_key if not self._bank.is_current(key)]:
             del self._by_key[key]
 
-    def _is_current(self, key: CacheKey) -> bool:
-        known = key.adapter is None or key.adapter in self._bank
-        return known and self._bank.cache_key(key.adapter) == key
 
+class BankRows:
+    """The rows of one batch; the `models.generation.RowCaches` of a bank.
 
-class _Rows:
-    """The rows of one `batch_generate`; see `models.generation.RowCaches`."""
+    Args:
+        model: the bank's.
+        adapters: of each prompt.
+        rows: a context in which the model's rows run with those adapters.
+        key: the cache key of an adapter as this batch holds it.
+        caches: where to look for prompts, and keep them; None for nowhere.
+    """
 
     def __init__(
         self,
-        bank: AdapterBank,
+        model: nn.Module,
         adapters: Sequence[str | None],
-        stacks: Stacks,
+        rows: Rows,
+        key: Callable[[str | None], CacheKey],
         caches: PromptCaches | None,
     ) -> None:
-        self.model = RowModel(bank.model, lambda names: bank._active(stacks, names))
-        self._bank, self._adapters, self._stacks, self._caches = bank, adapters, stacks, caches
+        self.model = RowModel(model, rows)
+        self._served, self._adapters, self._key, self._caches = model, adapters, key, caches
 
     def start(self, row: int, tokens: Sequence[int]) -> tuple[list[Any], int]:
         """A cache for the row, and how many of its tokens are in it."""
         cache, known = None, 0
         if self._caches is not None:
-            cache, known = self._caches.fetch(self._key(row), tokens)
+            cache, known = self._caches.fetch(self._key(self._adapters[row]), tokens)
         if cache is None:
-            cache = make_prompt_cache(self._bank.model)
+            cache = make_prompt_cache(self._served)
         return [*cache, RowNames([self._adapters[row]])], known
 
     def ended(self, row: int, tokens: Sequence[int], cache: list[Any]) -> None:
         """Keep what a row leaves behind."""
         if self._caches is not None:
-            self._caches.store(self._key(row), tokens, cache[:-1])
-
-    def _key(self, row: int) -> CacheKey:
-        return self._bank.key_in(self._stacks, self._adapters[row])
-
-
-def generate_rows(
-    bank: AdapterBank,
-    lm: LanguageModel,
-    prompts: Sequence[Prompt],
-    adapters: Sequence[str | None],
-    stacks: Stacks,
-    caches: PromptCaches | None,
-    options: dict[str, Any],
-) -> list[Reply]:
-    """`AdapterBank.generate`, with the adapters held."""
-    rows = _Rows(bank, adapters, stacks, caches)
-    return batch_generate(lm, prompts, row_caches=rows, **options)
+            self._caches.store(self._key(self._adapters[row]), tokens, cache[:-1])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from bank_models import CONFIGS, TOKENS, adapted, alone, full_bank
 from lora_models import llama, state
 
 from mlx_companion.errors import AdapterError
@@ -23,39 +23,6 @@ from mlx_companion.lora import (
     set_multiplier,
 )
 from mlx_companion.lora.bank_rows import BankLinear
-
-TOKENS = mx.array([[1, 5, 9, 33, 2], [7, 7, 0, 63, 12], [3, 1, 4, 1, 5], [60, 2, 2, 9, 8]])
-CONFIGS = {
-    "tutor": LoraConfig(rank=4, alpha=8.0),
-    "poet": LoraConfig(rank=7, alpha=3.0, targets=("q_proj", "down_proj")),
-    "clerk": LoraConfig(rank=1, alpha=1.0, targets=("mlp.*", "lm_head")),
-}
-SEEDS = {name: number for number, name in enumerate(CONFIGS)}
-
-
-def adapted(name: str, bits: int | None = None, seed: int | None = None, **options: Any) -> Any:
-    """The model with that adapter, B not zero."""
-    model = llama(bits, **options)
-    attach(model, CONFIGS[name])
-    keys = iter(mx.random.split(mx.random.key(SEEDS[name] if seed is None else seed), 200))
-    weights = adapter_parameters(model)
-    load_parameters(
-        model, {n: 0.3 * mx.random.normal(w.shape, key=next(keys)) for n, w in weights.items()}
-    )
-    return model
-
-
-def alone(name: str | None, tokens: mx.array, **options: Any) -> np.ndarray:
-    model = llama(options.get("bits")) if name is None else adapted(name, **options)
-    return np.array(model(tokens[None])[0])
-
-
-def full_bank(bits: int | None = None) -> tuple[Any, AdapterBank]:
-    model = llama(bits)
-    bank = AdapterBank(model)
-    for name in CONFIGS:
-        bank.add(name, adapted(name, bits))
-    return model, bank
 
 
 @pytest.mark.parametrize("bits", [None, 4, 8])
@@ -184,6 +151,7 @@ def test_versions_never_come_back() -> None:
     seen.append(bank.cache_key("poet"))
     assert len({hash(key) for key in seen}) == len(set(seen)) == 6
     assert bank.cache_key("tutor") in seen
+    assert [bank.is_current(key) for key in seen] == [True, True, False, True, False, True]
 
 
 def test_stacks_are_kept_for_batches_of_the_same_adapters() -> None:
@@ -271,94 +239,3 @@ def test_batches_of_another_size_are_refused(rows: int) -> None:
     # The rows end with their block, also after an error.
     assert mx.array_equal(model(TOKENS), llama()(TOKENS))
     bank.remove("tutor")
-
-
-def in_thread(work: Callable[[], Any]) -> Any:
-    """Its result, or its error raised here."""
-    found: list[Any] = []
-
-    def run() -> None:
-        try:
-            found.append(work())
-        except Exception as error:
-            found.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join(60)
-    if isinstance(found[0], Exception):
-        raise found[0]
-    return found[0]
-
-
-def test_rows_belong_to_the_thread_that_set_them() -> None:
-    model, bank = full_bank()
-    with bank.rows("tutor"):
-        elsewhere = in_thread(lambda: np.array(model(TOKENS)))
-    np.testing.assert_allclose(elsewhere, np.array(llama()(TOKENS)), atol=1e-5)
-
-
-def test_adapters_that_another_thread_has_yet_to_compute() -> None:
-    bank, source = AdapterBank(llama()), adapted("tutor")
-    with pytest.raises(AdapterError, match="call mx"):
-        in_thread(lambda: bank.add("tutor", source))
-    mx.eval(source.parameters())
-    in_thread(lambda: bank.add("tutor", source))
-    with bank.rows("tutor"):
-        found = np.array(bank.model(TOKENS[:1])[0])
-    np.testing.assert_allclose(found, alone("tutor", TOKENS[0]), atol=1e-5)
-
-
-def test_a_batch_ends_with_the_adapters_that_it_began_with() -> None:
-    model, bank = full_bank()
-    expected = alone("tutor", TOKENS[0])
-    with bank.rows("tutor"):
-        in_thread(lambda: bank.swap("tutor", adapted("tutor", seed=9)))
-        np.testing.assert_allclose(np.array(model(TOKENS[:1])[0]), expected, atol=1e-5)
-    with bank.rows("tutor"):
-        found = np.array(model(TOKENS[:1])[0])
-    np.testing.assert_allclose(found, alone("tutor", TOKENS[0], seed=9), atol=1e-5)
-
-
-def test_adapters_in_use_stay() -> None:
-    _, bank = full_bank()
-    with bank.rows(["poet", "tutor"]), bank.rows("poet"):
-        with pytest.raises(AdapterError, match="using 'poet'"):
-            in_thread(lambda: bank.remove("poet"))
-        with pytest.raises(AdapterError, match="batch is running"):
-            bank.detach()
-        in_thread(lambda: bank.remove("clerk"))
-    bank.remove("poet")
-    bank.remove("tutor")
-    bank.detach()
-
-
-def test_adding_and_removing_beside_a_running_batch() -> None:
-    model, bank = full_bank()
-    expected = {name: alone(name, TOKENS[0]) for name in ("tutor", "poet")}
-    sources = [adapted("clerk", seed=seed) for seed in (4, 5)]
-    mx.eval([source.parameters() for source in sources])
-    stop, problems = threading.Event(), []
-
-    def churn() -> None:
-        try:
-            while not stop.is_set():
-                bank.add("guest", sources[0])
-                bank.swap("guest", sources[1])
-                bank.remove("guest")
-        except Exception as error:
-            problems.append(error)
-
-    thread = threading.Thread(target=churn)
-    thread.start()
-    try:
-        for _ in range(30):
-            for name, logits in expected.items():
-                with bank.rows([name, None]):
-                    found = np.array(model(TOKENS[:2]))
-                np.testing.assert_allclose(found[0], logits, atol=1e-5)
-    finally:
-        stop.set()
-        thread.join(60)
-    assert not problems
-    assert "guest" not in bank
