@@ -1,12 +1,15 @@
 """LoRA: small trained updates beside frozen weights, plain or quantized.
 
-config    rank, strength, targets
-layers    the adapter layer
-attach    put on, take off, scale
-fuse      fold into the weights, with a measure of what survives rounding
-io        save and load, tied to the base model by its hash
-interop   mlx-lm's adapter layout
-bank      many adapters over one base, a row of the batch each
+config     method, rank, strength, targets
+layers     the adapter layers: LoRA and DoRA, on linear layers and embeddings
+principal  PiSSA's start
+targets    which layers a config names
+attach     put on, take off, scale
+fuse       fold into the weights, with a measure of what survives rounding; report
+io         save and load, tied to the base model by its hash
+interop    mlx-lm's adapters, in and out
+peft       PEFT's adapters, in and out; exchange: what the two share
+bank       many adapters over one base, a row of the batch each
 """
 
 from mlx_companion.lora.attach import (

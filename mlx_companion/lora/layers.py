@@ -1,8 +1,8 @@
 """The adapter layers: frozen linear and embedding layers plus a trained low-rank update.
 
     y = base(x) + scale * multiplier * (dropout(x) @ A) @ B                       LoRA
-    y = base(x) + multiplier * ((g - 1) * xW^T + g * scale * (dropout(x) @ A) @ B)    DoRA
-        with g = m / ||W + scale (A B)^T||, one per output
+    y = base(x) + multiplier * (z + (g - 1) * (x W^T + z))                        DoRA
+        with z = scale * (dropout(x) @ A) @ B and g = m / ||W + scale (A B)^T||, one per output
 
 One class serves plain and quantized bases, because the base is kept as a child and is only
 called. B starts at zero (A does in embeddings), so attaching changes nothing.
@@ -146,10 +146,12 @@ class Adapter(nn.Module):
         """What is added to the base's output y, of which `plain` is the part without bias."""
         if not self.dora:
             return (self.scale * self.multiplier * z).astype(y.dtype)
-        gain = self.gain()
-        # g is close to 1, which half precision cannot tell from 1; g - 1 it can.
-        magnitude = (self.multiplier * (gain - 1)).astype(y.dtype) * plain
-        return magnitude + (self.multiplier * self.scale * gain).astype(y.dtype) * z.astype(y.dtype)
+        # g is close to 1, which half precision cannot tell from 1; g - 1 it can. And written so,
+        # one array of the size of y is kept for the gradients instead of two.
+        step = (self.scale * z).astype(y.dtype)
+        surplus = (self.multiplier * (self.gain() - 1)).astype(y.dtype)
+        moved = surplus * (plain + step)
+        return moved + (step if self.multiplier == 1 else self.multiplier * step)
 
     def _product(self) -> mx.array:
         a, b = self.factors()
