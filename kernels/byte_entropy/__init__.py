@@ -29,6 +29,8 @@ from mlx_companion.kernels.dispatch import Impl, choose
 
 __all__ = ["ByteEntropy", "byte_entropy"]
 
+_FLOATS = {mx.float32, mx.float16, mx.bfloat16}
+
 
 def byte_entropy(
     logits: mx.array,
@@ -72,7 +74,7 @@ def byte_entropy(
 
 
 def _check(logits: mx.array, threshold: float | None, rise: float | None) -> None:
-    if not mx.issubdtype(logits.dtype, mx.floating) or not logits.ndim or not logits.shape[-1]:
+    if logits.dtype not in _FLOATS or not logits.ndim or not logits.shape[-1]:
         raise ConfigError(
             f"byte_entropy: logits are {logits.dtype} of shape {logits.shape}; expected floats "
             "(..., V) with V of at least 1"

@@ -36,8 +36,9 @@ def entropy(logits: mx.array) -> mx.array:
 @mx.compile
 def _few(logits: mx.array) -> mx.array:
     p = mx.softmax(logits.astype(mx.float32), axis=-1)
-    # MLX's own gradient of this is -p (ln p + H), with nothing from what is impossible.
-    return mx.maximum(-(p * mx.log(mx.maximum(p, _TINY))).sum(axis=-1), 0.0)
+    # MLX's own gradient of this is -p (ln p + H), with nothing from what is impossible. Rounding
+    # may take a probability above 1, and the entropy below 0.
+    return (-p * mx.log(mx.clip(p, _TINY, 1.0))).sum(axis=-1)
 
 
 def _forward(logits: mx.array) -> tuple[mx.array, ...]:
