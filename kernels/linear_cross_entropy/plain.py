@@ -45,9 +45,8 @@ class _Sums(NamedTuple):
 
 
 class _Block(NamedTuple):
-    """Rows `start` on of the matrix (C, D), and their bias (C,), in float32."""
+    """Rows of the matrix (C, D), and their bias (C,), in float32."""
 
-    start: int
     matrix: mx.array
     bias: mx.array | None
 
@@ -74,7 +73,8 @@ def losses_in_plain(
     if matrix is None or few or kept:
         return losses_by_rows(hidden, labels, layer, plain_losses, chunk, gradient)
     function = _again if layer.trained or not gradient else _along
-    sizes = tile(len(hidden), matrix.shape[0], chunk)
+    unpacks = matrix.quantized or matrix.weight.dtype != mx.float32
+    sizes = tile(len(hidden), matrix.shape[0], chunk, unpacks)
     return function(layer, matrix, sizes)(hidden, labels, *layer.trained)
 
 
@@ -145,24 +145,45 @@ def _down_the_vocabulary(
 ) -> list[_Sums]:
     height, width = sizes
     rows = _cut(hidden.astype(mx.float32), height)
-    chosen = _cut(labels[:, None], height)
+    places = [_places(part, matrix.shape[0], width) for part in _cut(labels[:, None], height)]
     sums: list[_Sums | None] = [None] * len(rows)
     last: list[mx.array] = []
-    for block in _blocks(matrix, bias, width, last):
-        for i, (x, y) in enumerate(zip(rows, chosen, strict=True)):
+    for number, block in enumerate(_blocks(matrix, bias, width, last)):
+        for i, (x, (column, inside)) in enumerate(zip(rows, places, strict=True)):
             logits = block.logits(after([x], last)[0])
-            sums[i] = step = _added(sums[i], logits, y - block.start, block.matrix, pull)
+            own = mx.take_along_axis(logits, column[number], axis=-1)
+            sums[i] = step = _added(sums[i], logits, block.matrix, own, inside[number], pull)
             last[:] = step.arrays
     return [part for part in sums if part is not None]
 
 
+def _places(labels: mx.array, vocabulary: int, width: int) -> tuple[mx.array, mx.array]:
+    """For each block the label's column in it, or any column, and whether it is there.
+
+    Labels (n, 1) -> (blocks, n, 1), int32 and bool.
+    """
+    starts = mx.arange(0, vocabulary, width)[:, None, None]
+    columns = labels - starts
+    ends = mx.minimum(width, vocabulary - starts)
+    return mx.clip(columns, 0, ends - 1), (columns >= 0) & (columns < ends)
+
+
 def _added(
-    sums: _Sums | None, logits: mx.array, labels: mx.array, matrix: mx.array, pull: bool
+    sums: _Sums | None,
+    logits: mx.array,
+    matrix: mx.array,
+    own: mx.array,
+    inside: mx.array,
+    pull: bool,
 ) -> _Sums:
-    """The sums with a tile more: logits (n, C), labels (n, 1) counted from its first column."""
-    columns = logits.shape[1]
-    own = mx.take_along_axis(logits, mx.clip(labels, 0, columns - 1), axis=-1)
-    chosen = mx.where((labels >= 0) & (labels < columns), own, sums.chosen if sums else 0.0)
+    """The sums with a tile more.
+
+    Args:
+        logits, matrix: (n, C) and (C, D).
+        own, inside: (n, 1), the label's logit, where it is inside of the tile.
+        pull: sum matrix rows too.
+    """
+    chosen = mx.where(inside, own, sums.chosen if sums else 0.0)
     largest = logits.max(axis=-1, keepdims=True)
     if sums is None:
         powers = shifted(logits, largest)
@@ -225,7 +246,7 @@ def _blocks(
     for start in range(0, matrix.shape[0], width):
         parts = after([part[start : start + width] for part in matrix.arrays], last)
         own = None if bias is None else bias[start : start + width].astype(mx.float32)
-        yield _Block(start, matrix.with_arrays(parts).dense().astype(mx.float32), own)
+        yield _Block(matrix.with_arrays(parts).dense().astype(mx.float32), own)
 
 
 def _cut(values: mx.array, size: int) -> list[mx.array]:

@@ -24,15 +24,16 @@ def chunk_rows(vocabulary: int, rows: int, elements: int = CPU_ELEMENTS) -> int:
     return evenly(rows, max(_LEAST_ROWS, elements // vocabulary))
 
 
-def tile(rows: int, vocabulary: int, chunk: int) -> tuple[int, int]:
+def tile(rows: int, vocabulary: int, chunk: int, unpacks: bool = False) -> tuple[int, int]:
     """Rows and columns of a tile of the (N, V) logits, at most `chunk` x V numbers.
 
-    Wide enough that what is done once per tile and hidden state is little beside the product.
+    Wide enough that what is done once per tile and hidden state is little beside the product; not
+    wider where a block of the matrix is a copy (`unpacks`).
     """
     elements = min(TILE_ELEMENTS, chunk * vocabulary)
     columns = min(vocabulary, _TILE_COLUMNS, elements)
     height = evenly(rows, max(1, elements // columns))
-    return height, evenly(vocabulary, max(columns, elements // height))
+    return height, evenly(vocabulary, columns if unpacks else max(columns, elements // height))
 
 
 def evenly(total: int, most: int) -> int:

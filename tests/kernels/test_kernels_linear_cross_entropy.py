@@ -447,7 +447,7 @@ def test_half_precision_in_float32_sums(dtype: mx.Dtype, head_gradient: bool) ->
         assert_close(slopes[1], expected["matrix"], 2**-8)
 
 
-@pytest.mark.parametrize("chunk", [7, None])
+@pytest.mark.parametrize("chunk", [40, None])
 @pytest.mark.parametrize("head_gradient", [False, True])
 def test_inside_of_compile(head_gradient: bool, chunk: int | None) -> None:
     a = drawn(63, 8, 300)
@@ -558,9 +558,10 @@ def test_chunks_are_even_and_bounded() -> None:
         assert size * -(-count // size) - count < -(-count // size)
 
 
-@given(st.integers(1, 10_000), st.integers(1, 200_000), st.integers(1, 5000))
-def test_tiles_keep_to_their_bounds(rows: int, vocabulary: int, chunk: int) -> None:
-    height, width = tile(rows, vocabulary, chunk)
+@given(st.integers(1, 10_000), st.integers(1, 200_000), st.integers(1, 5000), st.booleans())
+def test_tiles_keep_to_their_bounds(rows: int, vocabulary: int, chunk: int, unpacks: bool) -> None:
+    height, width = tile(rows, vocabulary, chunk, unpacks)
+    assert width <= 1024 or not unpacks
     assert 1 <= height <= rows
     assert 1 <= width <= vocabulary
     assert height * width <= min(TILE_ELEMENTS, chunk * vocabulary)
