@@ -174,21 +174,36 @@ def test_a_patch_of_the_whole_row_and_a_row_of_nothing(side: str, impl: str) -> 
     check(random_arrays(np.random.default_rng(0), ids, 2, side), ids, side, impl)
 
 
-def sharp(impl: str) -> np.ndarray:
-    q = mx.full((1, 2, 1, 1, 2), 300.0)
-    k = mx.array([[[[300.0, 300.0]], [[-300.0, 0.0]], [[200.0, 0.0]]]])
-    v = mx.array([[[[1.0, 0.0]], [[0.0, 1.0]], [[5.0, 5.0]]]])
-    out = patch_cross_attention(q, k, v, mx.array([[0, 0, 1]]), side="encoder", impl=impl)
-    return np.array(out)[0, :, 0, 0]
+def sharp(side: str, impl: str) -> np.ndarray:
+    """Scores of tens of thousands, of both signs, and one score per patch; values and gradients."""
+    single = mx.full((1, 2, 1, 1, 2), 300.0)
+    many = mx.array([[[[300.0, 300.0]], [[-300.0, 0.0]], [[200.0, 0.0]], [[-200.0, 0.0]]]])
+    values = mx.array([[[[1.0, 0.0]], [[0.0, 1.0]], [[5.0, 5.0]], [[3.0, 3.0]]]])
+    if side == "encoder":
+        ids, q, k, v = mx.array([[0, 0, 1, 1]]), single, many, values
+    else:
+        ids, q = mx.array([[0, 1]]), single[:, :, 0]
+        k, v = (x.reshape(1, 2, 2, 1, 2) for x in (many, values))
+
+    def loss(q: mx.array, v: mx.array) -> tuple[mx.array, mx.array]:
+        out = patch_cross_attention(q, k, v, ids, side=side, impl=impl)
+        return out.sum(), out
+
+    (_, out), (dq, dv) = mx.value_and_grad(loss, argnums=(0, 1))(q, v)
+    np.testing.assert_allclose(np.array(dq), 0.0, atol=1e-20)
+    np.testing.assert_allclose(np.array(dv).reshape(4, 2)[:, 0], [1, 0, 1, 0], atol=1e-6)
+    return np.array(out).reshape(2, 2)
 
 
 @pytest.mark.parametrize("impl", ON_CPU)
-def test_scores_of_any_size_do_not_overflow(impl: str) -> None:
-    np.testing.assert_allclose(sharp(impl), [[1, 0], [5, 5]], atol=1e-6)
+@pytest.mark.parametrize("side", SIDES)
+def test_scores_of_any_size_do_not_overflow(side: str, impl: str) -> None:
+    np.testing.assert_allclose(sharp(side, impl), [[1, 0], [5, 5]], atol=1e-6)
 
 
-def test_scores_of_any_size_do_not_overflow_on_the_bench(on_metal: None) -> None:
-    np.testing.assert_allclose(sharp("metal"), [[1, 0], [5, 5]], atol=1e-6)
+@pytest.mark.parametrize("side", SIDES)
+def test_scores_of_any_size_do_not_overflow_on_the_bench(on_metal: None, side: str) -> None:
+    np.testing.assert_allclose(sharp(side, "metal"), [[1, 0], [5, 5]], atol=1e-6)
 
 
 @pytest.mark.parametrize(("dtype", "tol"), [(mx.float16, 1e-2), (mx.bfloat16, 6e-2)])
