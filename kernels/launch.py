@@ -20,6 +20,7 @@ import mlx.core as mx
 from mlx_companion.errors import ConfigError
 
 Maker = Callable[..., Callable[..., list[mx.array]]]
+_SMALL = 8
 # Stands in for `mx.fast.metal_kernel`; None for MLX's own.
 _maker: ContextVar[Maker | None] = ContextVar("maker", default=None)
 
@@ -77,8 +78,7 @@ class Kernel:
         self._check(inputs)
         options: dict[str, Any] = {} if init_value is None else {"init_value": init_value}
         maker = _maker.get() if impl == "metal" else None
-        types = "_".join(str(t).removeprefix("mlx.core.") for t in [*_dtypes(inputs), *dtypes])
-        return _made(self, impl, maker, types if impl == "cuda" else "")(
+        return _made(self, impl, maker, "" if maker else _signature(inputs, dtypes))(
             inputs=list(inputs),
             template=list(template),
             grid=grid,
@@ -112,13 +112,20 @@ def metal_by(maker: Maker) -> Iterator[None]:
         _maker.reset(token)
 
 
-def _dtypes(arrays: Sequence[mx.array]) -> list[mx.Dtype]:
-    return [array.dtype for array in arrays]
+def _signature(inputs: Sequence[mx.array], outputs: Sequence[mx.Dtype]) -> str:
+    """What the signature that MLX generates depends on.
+
+    MLX keeps one compiled kernel under a name: where the same name comes with other types, or with
+    an array of fewer than 8 elements (which Metal gets in another address space), CUDA would run
+    the old one and Metal would compile it anew at every change.
+    """
+    given = [f"{array.dtype}{'c' * (array.size < _SMALL)}" for array in inputs]
+    return "_".join(name.removeprefix("mlx.core.") for name in [*given, *map(str, outputs)])
 
 
 @lru_cache(maxsize=256)
 def _made(
-    kernel: Kernel, impl: str, maker: Maker | None, types: str
+    kernel: Kernel, impl: str, maker: Maker | None, signature: str
 ) -> Callable[..., list[mx.array]]:
     names: dict[str, Any] = {"input_names": kernel.inputs, "output_names": kernel.outputs}
     if impl == "cuda":
@@ -129,10 +136,10 @@ def _made(
         # template: a changed source or other types under an old name would run the old code.
         text = sha256(f"{header}{kernel.source}".encode()).hexdigest()[:12]
         return mx.fast.cuda_kernel(  # type: ignore[return-value]
-            name=f"{kernel.name}_{text}_{types}", header=header, source=kernel.source, **names
+            name=f"{kernel.name}_{text}_{signature}", header=header, source=kernel.source, **names
         )
     return (maker or mx.fast.metal_kernel)(  # type: ignore[return-value]
-        name=kernel.name,
+        name=f"{kernel.name}_{signature}" if signature else kernel.name,
         header=kernel.header,
         source=kernel.source,
         atomic_outputs=kernel.atomic_outputs,
