@@ -194,6 +194,23 @@ def test_a_row_that_many_positions_share(width: int) -> None:
     World(3, 200, width, vocabulary=5, letters=2).check("plain")
 
 
+def test_cotangents_that_are_not_contiguous() -> None:
+    world = World(2, 30, 6)
+    slope = mx.array(np.ascontiguousarray(world.slope.transpose(2, 1, 0)))
+    for part in (slice(None), slice(1, 5)):
+
+        def loss(weight: mx.array, part: slice = part) -> mx.array:
+            e = world.embed(Matrix(weight), "plain")
+            return (e.T[part] * slope[part]).sum() + e[:, 3, 2].sum()
+
+        gradient = mx.grad(loss)(mx.array(world.weight))
+        kept, world.slope = world.slope, np.zeros_like(world.slope)
+        world.slope[:, :, part] = kept[:, :, part]
+        world.slope[:, 3, 2] += 1
+        assert np.allclose(np.array(gradient), world.expected_gradient(), atol=1e-4)
+        world.slope = kept
+
+
 @pytest.mark.parametrize("chunk", [1, 500, 1700])
 def test_chunks_of_any_size(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # 72 bytes per position: 1, 6 and 23 positions at a time.
