@@ -149,7 +149,17 @@ def with_patterns(config: LoraConfig, parts: Mapping[str, Part]) -> LoraConfig:
 
 
 def plain_config(model: nn.Module, parts: Mapping[str, Part]) -> LoraConfig:
-    """The config of the parts as plain adapters, with the patterns that the model's own has."""
+    """The config of the parts as plain adapters, with the patterns that the model's own has.
+
+    Raises:
+        AdapterError: an adapter is switched off or reversed, which no alpha says.
+    """
+    off = [path for path, part in parts.items() if part.scale <= 0]
+    if off:
+        raise AdapterError(
+            f"the multiplier of {off[0]} is not over 0, so there is no alpha for it; "
+            "set_multiplier(model, 1) first"
+        )
     config = attached_config(model) or LoraConfig()
     first = next(iter(parts.values()))
     own = next(iter(require_adapters(model).values()))
@@ -159,9 +169,9 @@ def plain_config(model: nn.Module, parts: Mapping[str, Part]) -> LoraConfig:
         config,
         init="kaiming",
         rank=config.rank * wider,
-        alpha=config.alpha * factor or config.alpha,
+        alpha=config.alpha * factor,
         rank_pattern={pattern: rank * wider for pattern, rank in config.rank_pattern.items()},
-        alpha_pattern={p: alpha * factor or alpha for p, alpha in config.alpha_pattern.items()},
+        alpha_pattern={p: alpha * factor for p, alpha in config.alpha_pattern.items()},
     )
     return plain if _true(plain, parts) else with_patterns(plain, parts)
 

@@ -148,6 +148,10 @@ def test_a_multiplier_goes_into_alpha_where_it_can(tmp_path: Path) -> None:
     export_peft(model, tmp_path / "out")
     import_peft(tmp_path / "out", other)
     np.testing.assert_allclose(logits(other), logits(model), rtol=1e-5, atol=1e-6)
+    for off in (0, -1):
+        set_multiplier(model, off)
+        with pytest.raises(AdapterError, match=r"down_proj is not over 0.*set_multiplier"):
+            export_peft(model, tmp_path / "off")
     weighted = imported("dora")
     set_multiplier(weighted, 0.5)
     with pytest.raises(AdapterError, match=r"multiplier is 0\.5.*DoRA"):
