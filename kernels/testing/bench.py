@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import mlx.core as mx
@@ -187,8 +187,8 @@ def metal_kernel(
 def maker(options: Options) -> Callable[..., MetalKernel]:
     """`metal_kernel` with the options given, one function per set of options."""
 
-    def make(*args: Any, **kwargs: Any) -> MetalKernel:
-        return metal_kernel(*args, **kwargs, **asdict(options))
+    def make(*args: Any, **given: Any) -> MetalKernel:
+        return replace(metal_kernel(*args, **given), options=options)
 
     return make
 

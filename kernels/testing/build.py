@@ -23,7 +23,15 @@ from mlx_companion.runtime.paths import cache_dir
 HEADERS = Path(__file__).parent / "metal"
 _COMMON = ["-std=gnu++20", "-fPIC", "-g1", "-fno-exceptions", "-fno-rtti", "-ffp-contract=off"]
 RUNTIME_FLAGS = [*_COMMON, "-O2"]
-KERNEL_FLAGS = [*_COMMON, "-O1", "-fno-strict-aliasing", "-fwrapv", "-w", "-fstack-usage"]
+KERNEL_FLAGS = [
+    *_COMMON,
+    "-O1",
+    "-fno-strict-aliasing",
+    "-fwrapv",
+    "-fno-finite-loops",
+    "-w",
+    "-fstack-usage",
+]
 # Bytes of the private variables of a thread; the runtime's stacks hold a little more.
 PRIVATE_LIMIT = 192 * 1024
 # Thread checks are compiled in but not linked: the runtime takes their calls. The coverage calls

@@ -13,7 +13,7 @@ import builtins
 import importlib.util
 import sys
 from collections.abc import Callable, Mapping
-from types import ModuleType, SimpleNamespace
+from types import CodeType, ModuleType, SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
@@ -53,16 +53,13 @@ def on_bench(
     Raises:
         ConfigError: there is no such module.
     """
-    spec = importlib.util.find_spec(module)
-    if spec is None or spec.loader is None or not hasattr(spec.loader, "get_code"):
-        raise ConfigError(f"no module '{module}' with source; give a full name like 'a.b.c'")
+    origin, code = _compiled(module)
     make = maker(Options(schedule=schedule, **options))
     core = _core(_edited(make, edit) if edit else make)
     copy = ModuleType(f"{module}__on_bench")
     copy.__package__ = module.rpartition(".")[0]
-    copy.__file__ = spec.origin
+    copy.__file__ = origin
     copy.__dict__["__builtins__"] = {**vars(builtins), "__import__": _importer(core)}
-    code = spec.loader.get_code(module)
     # Dataclasses look their module up by name while their body runs.
     sys.modules[copy.__name__] = copy
     try:
@@ -70,6 +67,17 @@ def on_bench(
     finally:
         del sys.modules[copy.__name__]
     return copy
+
+
+def _compiled(module: str) -> tuple[str | None, CodeType]:
+    try:
+        spec = importlib.util.find_spec(module)
+    except ModuleNotFoundError:
+        spec = None
+    code = spec.loader.get_code(module) if spec and hasattr(spec.loader, "get_code") else None
+    if spec is None or code is None:
+        raise ConfigError(f"no module '{module}' with source; give a full name like 'a.b.c'")
+    return spec.origin, code
 
 
 def _core(make: Callable[..., Any]) -> Any:

@@ -180,7 +180,7 @@ def run(
         raise _ERRORS[request.code](_message(name, path, request, options.schedule))
     if request.unwritten and options.unwritten == "error":
         raise KernelUninitializedError(
-            f"{name}: {request.unwritten} pieces of its outputs were never written"
+            f"{name}: {request.unwritten} elements of its outputs were never written"
         )
     return Launched(
         seconds,

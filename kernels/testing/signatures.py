@@ -89,7 +89,7 @@ def compare(kernel: MetalKernel, call: dict[str, Any]) -> None:
 
 
 def _generated(kernel: MetalKernel, inputs: list[mx.array], call: dict[str, Any]) -> str:
-    real = mx.fast.metal_kernel(
+    real: Any = mx.fast.metal_kernel(
         name=kernel.name,
         input_names=kernel.input_names,
         output_names=kernel.output_names,

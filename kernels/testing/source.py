@@ -72,9 +72,11 @@ def _plain(token: Token) -> Token:
         if re.match(r"\s*#\s*(?:include\s*<metal|pragma)", token.text):
             return Token("space", "\n" * token.text.count("\n"))
         if re.match(r"\s*#\s*define", token.text):
-            pieces = tokenize(re.sub(r"^(\s*)#", r"\1\x00", token.text))
+            # Without its mark the line is not one directive but the tokens that it holds.
+            start = token.text.index("#") + 1
+            pieces = tokenize(token.text[start:])
             text = "".join(_as_float(p.text) if p.kind == "number" else p.text for p in pieces)
-            return Token("directive", text.replace("\x00", "#"))
+            return Token("directive", token.text[:start] + text)
     return token
 
 

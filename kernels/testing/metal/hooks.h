@@ -135,7 +135,7 @@ uint32_t mb_atomic(uint32_t site, const void* address, uint32_t bytes, uint32_t 
   yield(f);
   uintptr_t a = uintptr_t(address);
   if (a - uintptr_t(f) >= STACK)
-    checked(f, a, bytes, write == 0 ? ATOMIC_LOAD : ATOMIC, site);
+    checked(f, a, bytes, write == 0 ? ATOMIC_LOAD : write == 1 ? ATOMIC : ATOMIC_STORE, site);
   return f->launch->request->schedule == RANDOM ? uint32_t(f->launch->draw() >> 20) : 0;
 }
 

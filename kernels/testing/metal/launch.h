@@ -28,7 +28,8 @@ void mb_kernel(void* const* buffers, const mb_thread* thread);
 void* mb_threadgroup(const char* name, uint32_t id, uint64_t bytes, uint32_t item, uint32_t grain);
 void mb_barrier(uint32_t site, uint32_t flags, uint32_t simd_only);
 const mb_slots* mb_collective(uint32_t site, const char* kind, const void* value, uint32_t bytes);
-// Announces an atomic access; `write` is 0 for a load. Returns a random number for spurious failures.
+// Announces an atomic access; `write` is 0 for a load, 1 for a change, 2 for
+// a store. Returns a random number for spurious failures.
 uint32_t mb_atomic(uint32_t site, const void* address, uint32_t bytes, uint32_t write);
 }
 

@@ -2,7 +2,7 @@
 #pragma once
 #include "machine.h"
 
-enum Access { READ, WRITE, ATOMIC_LOAD, ATOMIC };
+enum Access { READ, WRITE, ATOMIC_LOAD, ATOMIC, ATOMIC_STORE };
 
 // Whether what `m` did comes before what a thread with mark `now` does.
 static inline bool ordered(const Mark& m, const Mark& now) {
@@ -32,7 +32,8 @@ static inline void remember(Mark* two, const Mark& now) {
   else if (!two[1].group || distance(two[0], now) > distance(two[0], two[1])) two[1] = now;
 }
 
-static const char* const VERB[] = {"reads", "writes", "atomically reads", "atomically changes"};
+static const char* const VERB[] = {"reads", "writes", "atomically reads", "atomically changes",
+                                   "atomically writes"};
 static const char* const DID[] = {"read", "wrote", "atomically read", "atomically changed"};
 
 static void race(Fiber* f, const Buffer* b, uint64_t offset, Access access, uint32_t where,
@@ -48,8 +49,8 @@ static void race(Fiber* f, const Buffer* b, uint64_t offset, Access access, uint
 
 static inline void touch(Fiber* f, const Buffer* b, uint64_t offset, Cell* c, Access access,
                          const Mark& now) {
-  if ((access == READ || access == ATOMIC_LOAD || access == ATOMIC) && !b->filled &&
-      !c->write.group && !c->atomic[0].group) {
+  bool uses = access != WRITE && access != ATOMIC_STORE;
+  if (uses && !b->filled && !c->write.group && !c->atomic[0].group) {
     char me[120];
     Mark mine = {f->launch->group + 1, 0, 0, f->thread.index, 0};
     fail(f, UNINITIALIZED, now.where, 0, "%s[%llu]: %s {0} %s what nothing has written%s", b->name,
@@ -58,14 +59,14 @@ static inline void touch(Fiber* f, const Buffer* b, uint64_t offset, Cell* c, Ac
   }
   if (!ordered(c->write, now)) race(f, b, offset, access, now.where, c->write, WRITE);
   const Mark* other;
-  if (access == WRITE || access == ATOMIC)
+  if (access == WRITE || access == ATOMIC || access == ATOMIC_STORE)
     if ((other = clash(c->read, 2, now))) race(f, b, offset, access, now.where, *other, READ);
   if (access == WRITE || access == READ)
     if ((other = clash(c->atomic, 2, now))) race(f, b, offset, access, now.where, *other, ATOMIC);
   if (access == WRITE)
     if ((other = clash(c->load, 2, now))) race(f, b, offset, access, now.where, *other, ATOMIC_LOAD);
   if (access == WRITE) *c = Cell{now, {}, {}, {}};
-  else remember(access == ATOMIC ? c->atomic : access == READ ? c->read : c->load, now);
+  else remember(access == READ ? c->read : access == ATOMIC_LOAD ? c->load : c->atomic, now);
 }
 
 // From now on a cell per byte: something touches parts of elements.
