@@ -26,6 +26,7 @@ from mlx.utils import tree_flatten
 
 from mlx_companion.errors import TrainingError
 from mlx_companion.kernels.linear_cross_entropy import chunk_rows, linear_cross_entropy
+from mlx_companion.kernels.linear_cross_entropy.sizes import ACCELERATOR_ELEMENTS, CPU_ELEMENTS
 from mlx_companion.lora import adapter_parameters, get_multiplier, is_attached, set_multiplier
 from mlx_companion.models.heads import head_trains, output_head, split_head
 from mlx_companion.models.prefix import can_share, run_prefixed
@@ -144,7 +145,9 @@ def rowwise(
     Returns:
         (N,) float32.
     """
-    size = chunk_rows(arrays * _vocabulary(model, hidden), len(hidden))
+    on_cpu = mx.default_device().type == mx.DeviceType.cpu
+    elements = CPU_ELEMENTS if on_cpu else ACCELERATOR_ELEMENTS
+    size = chunk_rows(arrays * _vocabulary(model, hidden), len(hidden), elements)
     if gradient and not head_trains(output_head(model)):
         result: Any = _with_slopes(function, size)(hidden, *others)
         return result[0]

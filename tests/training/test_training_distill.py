@@ -93,7 +93,7 @@ def full_loss(teacher: nn.Module, loss: DistillLoss) -> Any:
 def test_the_loss_agrees_with_full_logits(
     kind: Any, own_base: bool, prefix: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logprobs_module, "chunk_rows", lambda vocabulary, rows: 7)
+    monkeypatch.setattr(logprobs_module, "chunk_rows", lambda vocabulary, rows, elements: 7)
     model = adapted()
     teacher = llama() if own_base else llama(seed=5, hidden_size=48)
     loss = DistillLoss(None if own_base else teacher, kind, temperature=1.7, mix=0.3, ce_weight=0.4)
