@@ -9,6 +9,7 @@ A piece is a window of c bytes, read in place, with the weights of other patches
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -16,42 +17,40 @@ import numpy as np
 from mlx_companion.kernels.patches import highest_so_far, starts
 
 
-class Pieces:
+class Pieces(NamedTuple):
     """The pieces of a batch of rows.
 
-    Args:
-        ids: (B, N) int32.
-        count: P.
-
     Attributes:
-        block: c.
-        blocks: T, to hold N bytes.
         first: (B, P) int32, where the first piece of each patch begins.
         first_shown: (B, P, c) float32, 1 where a byte of the window belongs to it.
         owner: (B, T) int32, the patch whose piece begins each block, where one goes on there.
         other_shown: (B, T, c) float32, 1 where a byte of the block belongs to that piece.
     """
 
-    def __init__(self, ids: mx.array, count: int) -> None:
+    first: mx.array
+    first_shown: mx.array
+    owner: mx.array
+    other_shown: mx.array
+
+    @staticmethod
+    def of(ids: mx.array, count: int) -> Pieces:
+        """Those of ids (B, N), for P patches."""
         B, N = ids.shape
-        self.count = count
-        self.block = c = block_size(N, count)
-        self.blocks = T = -(-N // c)
-        # Windows reach beyond the last byte.
-        self.length = (T + 1) * c
+        c = block_size(N, count)
+        T = -(-N // c)
+        length = (T + 1) * c
         highest = highest_so_far(ids, count)
-        self.first = starts(highest, count)[:, :count]
-        padded = mx.pad(ids, [(0, 0), (0, self.length - N)], constant_values=-1)
-        near = _windows(padded.reshape(-1, 1), c)[..., 0][
-            self.first + (mx.arange(B) * self.length)[:, None]
-        ]
-        same_block = self.first[..., None] % c + mx.arange(c) < c
+        first = starts(highest, count)[:, :count]
+        padded = mx.pad(ids, [(0, 0), (0, length - N)], constant_values=-1)
+        windows = _windows(padded.reshape(-1, 1), c)[..., 0]
+        near = windows[first + (mx.arange(B) * length)[:, None]]
+        same_block = first[..., None] % c + mx.arange(c) < c
         first_shown = (near == mx.arange(count)[:, None]) & same_block
-        self.first_shown = first_shown.astype(mx.float32)
-        self.owner = mx.maximum(highest[:, ::c], 0)
-        goes_on = mx.take_along_axis(self.first, self.owner, axis=1) < mx.arange(T) * c
-        inside = padded.reshape(B, T + 1, c)[:, :T] == self.owner[..., None]
-        self.other_shown = (inside & goes_on[..., None]).astype(mx.float32)
+        owner = mx.maximum(highest[:, ::c], 0)
+        goes_on = mx.take_along_axis(first, owner, axis=1) < mx.arange(T) * c
+        inside = padded.reshape(B, T + 1, c)[:, :T] == owner[..., None]
+        other_shown = inside & goes_on[..., None]
+        return Pieces(first, first_shown.astype(mx.float32), owner, other_shown.astype(mx.float32))
 
     def sum(self, weights: mx.array, x: mx.array) -> mx.array:
         """Sum of weights[t, j] x[t] over the bytes t of each patch.
@@ -64,9 +63,12 @@ class Pieces:
             (B, P, J, H, W).
         """
         B, N, H, W = x.shape
-        J, P, T, c = weights.shape[1], self.count, self.blocks, self.block
-        by_head = x.reshape(B * N * H, W)[mx.array(_by_head(B, N, H, self.length))]
-        w = mx.pad(weights.reshape(B, N, J, H), [(0, 0), (0, self.length - N), (0, 0), (0, 0)])
+        J, P = weights.shape[1], self.first.shape[1]
+        T, c = self.other_shown.shape[1:]
+        # Windows reach beyond the last byte.
+        length = (T + 1) * c
+        by_head = x.reshape(B * N * H, W)[mx.array(_by_head(B, N, H, length))]
+        w = mx.pad(weights.reshape(B, N, J, H), [(0, 0), (0, length - N), (0, 0), (0, 0)])
         w = mx.contiguous(w.transpose(0, 3, 2, 1))
         total = self._first(w, by_head).reshape(-1, J * W)
         w = w.reshape(B, H, J, T + 1, c)[:, :, :, :T].swapaxes(2, 3)
@@ -80,13 +82,14 @@ class Pieces:
     def _first(self, w: mx.array, by_head: mx.array) -> mx.array:
         """Sums over first pieces: (B, H, J, length), (B * H * length, W) -> (B * H * P, J, W)."""
         B, H, J, length = w.shape
+        c = self.first_shown.shape[-1]
         line = mx.arange(B * H * J).reshape(B, H, 1, J) * length
-        own = _windows(w.reshape(-1, 1), self.block)[..., 0][line + self.first[:, None, :, None]]
+        own = _windows(w.reshape(-1, 1), c)[..., 0][line + self.first[:, None, :, None]]
         own = own * self.first_shown[:, None, :, None]
         place = mx.arange(B * H).reshape(B, H, 1) * length + self.first[:, None]
         return mx.gather_mm(
-            own.reshape(-1, J, self.block),
-            _windows(by_head, self.block),
+            own.reshape(-1, J, c),
+            _windows(by_head, c),
             rhs_indices=place.reshape(-1),
         )
 

@@ -43,7 +43,8 @@ def attend(
         read: Any = _decoder(q, k * scale, v, ids)
         return read.astype(kind)
     # A custom function's own type says nothing about its results.
-    results: Any = _encoder(_fold(q * scale, key_heads), k, v, ids)
+    rows, pieces = Rows.of(ids, q.shape[1]), Pieces.of(ids, q.shape[1])
+    results: Any = _encoder(_fold(q * scale, key_heads), k, v, *rows, *pieces)
     return _unfold(results[0], q.shape).astype(kind)
 
 
@@ -69,12 +70,10 @@ class Rows(NamedTuple):
     Attributes:
         own: (B * N,) int32, the patch in a count over all rows; anything for bytes left out.
         shown: (B * N, 1, 1) float32, 0 for bytes left out, else 1.
-        patches: P.
     """
 
     own: mx.array
     shown: mx.array
-    patches: int
 
     @staticmethod
     def of(ids: mx.array, count: int) -> Rows:
@@ -83,7 +82,7 @@ class Rows(NamedTuple):
         shown = (inside == ids).astype(mx.float32).reshape(-1, 1, 1)
         if len(ids) > 1:
             inside = inside + (mx.arange(len(ids)) * count)[:, None]
-        return Rows(inside.reshape(-1), shown, count)
+        return Rows(inside.reshape(-1), shown)
 
     def gather(self, vectors: mx.array, j: int) -> mx.array:
         """Vector j of each byte's patch: (B, P, J, H, W) -> (B * N, H, W)."""
@@ -101,24 +100,24 @@ class Rows(NamedTuple):
 
 
 @mx.custom_function
-def _encoder(q: mx.array, k: mx.array, v: mx.array, ids: mx.array) -> Any:
-    rows = Rows.of(ids, q.shape[1])
-    weights = _softmax_by_patch(_dots(q, k, rows), rows, q.shape[0])
-    return Pieces(ids, q.shape[1]).sum(weights, v), weights
+def _encoder(q: mx.array, k: mx.array, v: mx.array, *places: mx.array) -> Any:
+    rows, pieces = Rows(*places[:2]), Pieces(*places[2:])
+    weights = _softmax_by_patch(_dots(q, k, rows), rows, q.shape[0] * q.shape[1])
+    return pieces.sum(weights, v), weights
 
 
 @_encoder.vjp
 def _encoder_vjp(primals: Any, cotangents: Any, outputs: Any) -> Any:
-    q, k, v, ids = primals
+    q, k, v, *places = primals
+    rows, pieces = Rows(*places[:2]), Pieces(*places[2:])
     out, weights = outputs
     slope = cotangents[0]
-    rows = Rows.of(ids, q.shape[1])
     shares = (slope * out).sum(axis=-1).reshape(-1, *q.shape[2:4])
     gains, dv = _dots_and_to_bytes(slope, v, weights, rows)
     dscores = weights * (gains - shares[rows.own])
     dk = _to_bytes(dscores, q, rows)
-    dq = Pieces(ids, q.shape[1]).sum(dscores, k)
-    return dq, dk.reshape(k.shape), dv.reshape(v.shape), mx.zeros_like(ids)
+    dq = pieces.sum(dscores, k)
+    return dq, dk.reshape(k.shape), dv.reshape(v.shape), *map(mx.zeros_like, places)
 
 
 @mx.custom_function
@@ -135,7 +134,7 @@ def _decoder_vjp(primals: Any, cotangent: Any, output: Any) -> Any:
     gains = _dots(v, cotangent, rows)
     dscores = weights * (gains - (weights * gains).sum(axis=1, keepdims=True))
     dq = _to_bytes(dscores, k, rows).reshape(q.shape)
-    pieces = Pieces(ids, k.shape[1])
+    pieces = Pieces.of(ids, k.shape[1])
     dk, dv = pieces.sum(dscores, q), pieces.sum(weights, cotangent)
     return dq, dk, dv, mx.zeros_like(ids)
 
@@ -147,9 +146,9 @@ def _weights_of_bytes(q: mx.array, k: mx.array, rows: Rows) -> mx.array:
     return weights * (rows.shown / weights.sum(axis=1, keepdims=True))
 
 
-def _softmax_by_patch(scores: mx.array, rows: Rows, batch: int) -> mx.array:
-    """Softmax of (B * N, J, H) over the bytes of each patch; 0 for bytes left out."""
-    shape = (batch * rows.patches, *scores.shape[1:])
+def _softmax_by_patch(scores: mx.array, rows: Rows, count: int) -> mx.array:
+    """Softmax of (B * N, J, H) over the bytes of each of B * P patches; 0 for bytes left out."""
+    shape = (count, *scores.shape[1:])
     scores = scores + (rows.shown - 1.0) * -_LOWEST
     largest = mx.full(shape, _LOWEST).at[rows.own].maximum(scores)
     weights = _exp()(scores - largest[rows.own]) * rows.shown
