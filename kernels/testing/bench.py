@@ -25,6 +25,7 @@ from mlx_companion.kernels.testing.source import translate
 
 _SMALL = {mx.float16, mx.bfloat16}
 MAX_THREADS = 1024
+MAX_BUFFERS = 31
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,10 @@ class MetalKernel:
             output_dtypes,
             self.atomic_outputs,
         )
+        if len(buffers) > MAX_BUFFERS:
+            raise ConfigError(
+                f"Metal has {MAX_BUFFERS} buffers, and {self.name} takes {len(buffers)}"
+            )
         text = self.program(buffers, template or ())
         if verbose:
             print(text)

@@ -74,7 +74,8 @@ def _compiled(module: str) -> tuple[str | None, CodeType]:
         spec = importlib.util.find_spec(module)
     except ModuleNotFoundError:
         spec = None
-    code = spec.loader.get_code(module) if spec and hasattr(spec.loader, "get_code") else None
+    loader: Any = spec.loader if spec else None
+    code = loader.get_code(module) if hasattr(loader, "get_code") else None
     if spec is None or code is None:
         raise ConfigError(f"no module '{module}' with source; give a full name like 'a.b.c'")
     return spec.origin, code

@@ -153,3 +153,13 @@ def test_wrong_options(options: dict[str, str]) -> None:
 def test_a_kernel_needs_an_output() -> None:
     with pytest.raises(ConfigError, match="at least one output"):
         testing.metal_kernel("k", ["a"], [], "")
+
+
+def test_metal_has_31_buffers() -> None:
+    names = [f"a{k}" for k in range(31)]
+    kernel = testing.metal_kernel("k", names, ["x"], "x[0] = a30[0];")
+    with pytest.raises(ConfigError, match="31 buffers, and k takes 32"):
+        kernel(
+            inputs=[mx.zeros((1,))] * 31, grid=(1, 1, 1), threadgroup=(1, 1, 1),
+            output_shapes=[(1,)], output_dtypes=[mx.float32],
+        )  # fmt: skip

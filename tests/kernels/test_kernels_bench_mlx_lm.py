@@ -1,14 +1,10 @@
-"""Kernels of mlx-lm, unmodified and from the installed package, against numpy in float64.
-
-The Kullback-Leibler and Jensen-Shannon kernels have a race, which the bench must find, and which a
-barrier mends.
-"""
+"""Kernels of mlx-lm, unmodified and from the installed package, against numpy in float64."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.metadata import version
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
@@ -21,13 +17,9 @@ from mlx_companion.errors import KernelBoundsError, KernelRaceError
 from mlx_companion.kernels import testing
 
 pytestmark = pytest.mark.usefixtures("kernel_bench")
-V = 5000
 # Relative rounding of one result; the kernels compute in float and round once or twice.
 ULP = {mx.float32: 2.0**-23, mx.float16: 2.0**-10, mx.bfloat16: 2.0**-7}
 DTYPES = list(ULP)
-# Between the reads of the shared maxima and the writes of the shared sums.
-BEFORE = "max_p = simd_max(max_p);\n\n        // Share the sum_exp"
-FENCE = "threadgroup_barrier(mem_flags::mem_threadgroup);"
 
 RNG = np.random.default_rng(11)
 
@@ -51,70 +43,6 @@ def rms_norm(x: np.ndarray, eps: float) -> np.ndarray:
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-x))
-
-
-def mended(name: str, source: str) -> str:
-    assert source.count(BEFORE) == 1
-    return source.replace(BEFORE, BEFORE.replace("\n\n", f"\n{FENCE}\n", 1))
-
-
-def has_the_race() -> bool:
-    """Whether the installed mlx-lm still lacks the barrier."""
-    sources: list[str] = []
-    testing.on_bench("mlx_lm.tuner.losses", edit=lambda _, s: sources.append(s) or s)
-    return all(BEFORE in s for s in sources)
-
-
-def log_softmax(x: np.ndarray) -> np.ndarray:
-    return (
-        x
-        - np.log(np.exp(x - x.max(-1, keepdims=True)).sum(-1, keepdims=True))
-        - x.max(-1, keepdims=True)
-    )
-
-
-def losses(name: str, q: mx.array, p: mx.array) -> tuple[np.ndarray, np.ndarray]:
-    """The loss per row and its gradient in q, by the definitions."""
-    log_q, log_p = log_softmax(wide(q)), log_softmax(wide(p))
-    if name == "kl_div_loss":
-        return (np.exp(log_p) * (log_p - log_q)).sum(-1), np.exp(log_q) - np.exp(log_p)
-    log_m = np.log((np.exp(log_p) + np.exp(log_q)) / 2)
-    kl_p = (np.exp(log_p) * (log_p - log_m)).sum(-1)
-    kl_q = (np.exp(log_q) * (log_q - log_m)).sum(-1)
-    gradient = 0.5 * np.exp(log_q) * (log_q - log_m - kl_q[:, None])
-    return 0.5 * (kl_p + kl_q), gradient
-
-
-@pytest.mark.parametrize("schedule", testing.SCHEDULES)
-@pytest.mark.parametrize("name", ["kl_div_loss", "js_div_loss"])
-def test_the_race_in_the_divergences_is_found(name: str, schedule: str) -> None:
-    if not has_the_race():
-        pytest.skip("this mlx-lm has the barrier")
-    loss = getattr(testing.on_bench("mlx_lm.tuner.losses", schedule=schedule), name)
-    with pytest.raises(KernelRaceError, match=rf"{name[:2]}_forward: shared\[\d+\]: thread") as e:
-        loss(draw(2, V), draw(2, V))
-    # Both sides of it: the read of a maximum and the write of a sum.
-    assert str(e.value).count("(line") == 2
-
-
-@pytest.mark.parametrize("schedule", testing.SCHEDULES)
-@pytest.mark.parametrize("name", ["kl_div_loss", "js_div_loss"])
-def test_the_mended_divergences_are_right(name: str, schedule: str) -> None:
-    edit = mended if has_the_race() else None
-    loss = getattr(testing.on_bench("mlx_lm.tuner.losses", schedule=schedule, edit=edit), name)
-    q, p = draw(2, V, scale=3), draw(2, V, scale=3)
-    got, gradient = mx.value_and_grad(lambda q: loss(q, p).sum())(q)
-    expected, expected_gradient = losses(name, q, p)
-    np.testing.assert_allclose(got.item(), expected.sum(), rtol=1e-5)
-    np.testing.assert_allclose(wide(gradient), expected_gradient, atol=1e-6)
-
-
-def test_a_mem_none_barrier_before_shared_data_is_found_on_request() -> None:
-    """kl_forward passes its last sums over a barrier that fences no memory."""
-    made = testing.on_bench("mlx_lm.tuner.losses", edit=mended if has_the_race() else None,
-                            strict_fences=True)  # fmt: skip
-    with pytest.raises(KernelRaceError, match="kl_forward: shared"):
-        made.kl_div_loss(draw(1, V), draw(1, V))
 
 
 Case = Callable[[ModuleType, mx.Dtype], None]
@@ -233,6 +161,43 @@ def bitlinear(m: ModuleType, dtype: mx.Dtype, wide_in: int = 36, out: int = 12) 
     close(layer(x), wide(x) @ weights[:out].T * 1.5, dtype)
 
 
+def qk_norm_rope(m: ModuleType, dtype: mx.Dtype) -> None:
+    n, hq, hk, d = 5, 4, 2, 48
+    x = draw(1, n, 2 * (hq + hk) * d, dtype=dtype)
+    q, k = m.qk_norm_rope(
+        x, n_heads=hq, n_kv_heads=hk, head_dim=d, eps=1e-5, query_scale=0.3, rope_base=1e4, offset=3
+    )
+    heads = rms_norm(wide(x)[..., : (hq + hk) * d].reshape(1, n, hq + hk, d), 1e-5)
+    heads[..., :hq, :] *= 0.3
+    angle = np.arange(3, 3 + n)[:, None] * 1e4 ** (-np.arange(0, d, 2) / d)
+    cos, sin = np.cos(angle)[:, None], np.sin(angle)[:, None]
+    even, odd = heads[..., ::2], heads[..., 1::2]
+    turned = np.stack([even * cos - odd * sin, even * sin + odd * cos], -1).reshape(heads.shape)
+    close(q, turned[..., :hq, :], dtype)
+    close(k, turned[..., hq:, :], dtype)
+
+
+def sinkhorn(m: ModuleType, dtype: mx.Dtype) -> None:
+    start = mx.sigmoid(draw(2, 3, 4, 4))
+    expected = wide(start)
+    expected /= expected.sum(-2, keepdims=True) + 1e-6
+    for _ in range(4):
+        expected /= expected.sum(-1, keepdims=True) + 1e-6
+        expected /= expected.sum(-2, keepdims=True) + 1e-6
+    close(m._sinkhorn(start, iters=5, eps=mx.array([1e-6])), expected)
+
+
+def residual_mix(m: ModuleType, dtype: mx.Dtype) -> None:
+    blocks, partial, w = draw(2, 1, 3, 700, dtype=dtype), draw(1, 3, 700, dtype=dtype), draw(700)
+    given = SimpleNamespace(raw=blocks, inv_rms=mx.ones((2, 1, 3)))
+    rows = np.concatenate([wide(blocks), rms_norm(wide(partial), 1e-5)[None]])
+    logits = rows @ wide(w)
+    p = np.exp(logits - logits.max(0))
+    values = np.concatenate([wide(blocks), wide(partial)[None]])
+    expected = ((p / p.sum(0))[..., None] * values).sum(0)
+    close(m._attn_res_mix(given, partial, w, 1e-5), expected, dtype)
+
+
 CASES: dict[str, tuple[str, Case]] = {
     "qk_norm": ("mlx_lm.kernels.qk_norm", qk_norm),
     "rms_norm_sigmoid_gate": ("mlx_lm.kernels.rms_norm_sigmoid_gate", sigmoid_gate),
@@ -242,6 +207,9 @@ CASES: dict[str, tuple[str, Case]] = {
     "ssm": ("mlx_lm.models.ssm", state_space),
     "gated_delta": ("mlx_lm.models.gated_delta", delta_rule),
     "wkv7": ("mlx_lm.models.rwkv7", wkv7),
+    "qk_norm_rope": ("mlx_lm.kernels.qk_norm_rope", qk_norm_rope),
+    "sinkhorn": ("mlx_lm.models.deepseek_v41", sinkhorn),
+    "attnres_mix": ("mlx_lm.models.kimi_k3", residual_mix),
     "bitlinear": ("mlx_lm.models.bitlinear_layers", bitlinear),
 }
 
