@@ -11,7 +11,7 @@ from hypothesis import given, settings  # isort: skip
 from hypothesis import strategies as st  # isort: skip
 
 from mlx_companion.errors import ConfigError, HardwareError  # isort: skip
-from mlx_companion.kernels.patch_cross_attention import body, patch_cross_attention  # isort: skip
+from mlx_companion.kernels.patch_cross_attention import body, patch_cross_attention, plain  # isort: skip
 
 from metal_signature import buffers  # isort: skip
 from patch_rows import padded, ragged, with_gaps  # isort: skip
@@ -120,6 +120,18 @@ def test_the_bodies_give_values_and_gradients(
     P = int(ids.max()) + 3
     arrays = random_arrays(rng, ids, P, side, J, H, K, W)
     check(arrays, padded(rng, ids, P), side, "metal")
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize(("N", "J", "H", "K"), [(1, 1, 1, 1), (63, 3, 4, 2), (200, 2, 2, 2)])
+def test_large_sizes_go_one_vector_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, N: int, J: int, H: int, K: int, side: str
+) -> None:
+    monkeypatch.setattr(plain, "_FEW", 0)
+    rng = np.random.default_rng(N)
+    ids = ragged(rng, 2, N)
+    P = int(ids.max()) + 3
+    check(random_arrays(rng, ids, P, side, J, H, K), with_gaps(rng, ids, P), side, "plain")
 
 
 @settings(max_examples=20, deadline=None)
