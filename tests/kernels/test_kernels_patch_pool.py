@@ -144,6 +144,12 @@ def test_a_patch_of_the_whole_row_and_a_row_of_nothing(impl: str) -> None:
         check(rng.standard_normal((3, 300, 4)) - 5, ids, 2, mode, impl)
 
 
+def test_more_ties_than_16_bits_count() -> None:
+    h, ids = mx.ones((1, 70_000, 1)), mx.zeros((1, 70_000), dtype=mx.int32)
+    slope = mx.grad(lambda x: patch_pool(x, ids, 1, impl="plain").sum())(h)
+    assert slope.sum().item() == slope[0, 0, 0].item() == 1
+
+
 @pytest.mark.parametrize(("dtype", "tol"), [(mx.float16, 4e-3), (mx.bfloat16, 3e-2)])
 @pytest.mark.parametrize("impl", ON_CPU)
 def test_half_types(impl: str, dtype: mx.Dtype, tol: float) -> None:
