@@ -15,16 +15,15 @@ Where MLX has vectorized exponentials (Apple's, any GPU) the context changes not
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import ModuleType
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_companion.kernels.fast_math import raw_sigmoid, raw_softmax, wanted
+from mlx_companion.models.swapped import ATTENTION, SWIGLU, functions_of, home_of, swapped
 
 _MASKED = -1e9
 
@@ -51,11 +50,17 @@ def _attend(q: mx.array, k: mx.array, v: mx.array, bias: mx.array) -> mx.array:
 def _attend_vjp(primals: Any, cotangent: mx.array, output: mx.array) -> Any:
     # The weights are computed again: keeping them would cost H * L floats per token and layer.
     q, k, v, bias = primals
+    return *_attend_gradient(q, k, v, bias, cotangent, output), mx.zeros_like(bias)
+
+
+def _attend_gradient(
+    q: mx.array, k: mx.array, v: mx.array, bias: mx.array, cotangent: mx.array, output: mx.array
+) -> tuple[mx.array, mx.array, mx.array]:
     p = _weights(q, k, bias)
     dv = p.swapaxes(-1, -2) @ cotangent
     ds = cotangent @ v.swapaxes(-1, -2)
     ds = p * (ds - (cotangent * output).sum(axis=-1, keepdims=True))
-    return ds @ k, ds.swapaxes(-1, -2) @ q, dv, mx.zeros_like(bias)
+    return ds @ k, ds.swapaxes(-1, -2) @ q, dv
 
 
 def swiglu(gate: mx.array, x: mx.array) -> mx.array:
@@ -89,6 +94,81 @@ def attention(
     return result.reshape(B, H, L, D)
 
 
+def attend(
+    queries: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    scale: float,
+    mask: str | mx.array | None,
+    sinks: mx.array | None = None,
+) -> mx.array:
+    """`attention` where it is faster, else MLX's own; for use where gradients are written out.
+
+    Args:
+        queries, keys, values, scale, mask: as of `attention`.
+        sinks: (H,) scores of attending to nothing.
+    """
+    if sinks is None and _ours(queries, keys, values):
+        return attention(queries, keys, values, scale, mask)
+    return mx.fast.scaled_dot_product_attention(
+        queries, keys, values, scale=scale, mask=mask, sinks=sinks
+    )
+
+
+def attend_gradient(
+    queries: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    scale: float,
+    mask: str | mx.array | None,
+    cotangent: mx.array,
+    output: mx.array,
+) -> tuple[mx.array, mx.array, mx.array]:
+    """Gradients of `attend` for queries, keys and values.
+
+    Args:
+        queries, keys, values, scale, mask: as given to `attend`.
+        cotangent, output: (B, H, L, E).
+    """
+    if not _ours(queries, keys, values):
+        _, (dq, dk, dv) = mx.vjp(
+            lambda q, k, v: attend(q, k, v, scale, mask), [queries, keys, values], [cotangent]
+        )
+        return dq, dk, dv
+    B, H, L, D = queries.shape
+    K, S = keys.shape[1], keys.shape[2]
+    folded = (queries * scale).reshape(B, K, H // K * L, D)
+    c, o = (x.reshape(B, K, H // K * L, -1) for x in (cotangent, output))
+    dq, dk, dv = _attend_gradient(folded, keys, values, _bias(mask, L, S), c, o)
+    return dq.reshape(B, H, L, D) * scale, dk, dv
+
+
+def causal_mask(
+    queries: int, keys: int, window: int | None = None, dtype: mx.Dtype = mx.float32
+) -> str | mx.array:
+    """A mask for `attend`: the last query sees all keys, or as many as the window lets it.
+
+    Args:
+        queries, keys: L and S.
+        window: a query sees so many keys, its own included; None for all.
+        dtype: of the queries.
+
+    Returns:
+        "causal" where that says it all and an array gains nothing; else (L, S), to be used for all
+        layers: additive where our own attention adds it, elsewhere bool.
+    """
+    ours = wanted() and dtype == mx.float32
+    if not ours and (window is None or window >= keys):
+        return "causal"
+    behind = mx.arange(keys - queries, keys)[:, None] - mx.arange(keys)[None]
+    free = behind >= 0 if window is None else (behind >= 0) & (behind < window)
+    return mx.where(free, 0.0, _MASKED) if ours else free
+
+
+def _ours(queries: mx.array, keys: mx.array, values: mx.array) -> bool:
+    return wanted() and queries.dtype == keys.dtype == values.dtype == mx.float32
+
+
 @contextmanager
 def fast_cpu(model: nn.Module, enabled: bool | None = None) -> Iterator[bool]:
     """Run a model's SwiGLU and attention with the functions above inside the block.
@@ -103,16 +183,12 @@ def fast_cpu(model: nn.Module, enabled: bool | None = None) -> Iterator[bool]:
     Yields:
         Whether anything was replaced.
     """
-    home = sys.modules.get(type(model).__module__)
+    home = home_of(model)
     active = wanted() if enabled is None else enabled
-    originals = _replaceable(home) if home is not None and active else {}
-    try:
-        for name, original in originals.items():
-            setattr(home, name, _REPLACEMENTS[name](original))
-        yield bool(originals)
-    finally:
-        for name, original in originals.items():
-            setattr(home, name, original)
+    originals = functions_of(home) if active else {}
+    ours = {name: _REPLACEMENTS[name](original) for name, original in originals.items()}
+    with swapped(home, ours):
+        yield bool(ours)
 
 
 def _weights(q: mx.array, k: mx.array, bias: mx.array) -> mx.array:
@@ -132,10 +208,6 @@ def _bias(mask: str | mx.array | None, queries: int, keys: int) -> mx.array:
         mask = mx.where(mask, 0.0, _MASKED)
     mask = mask.astype(mx.float32)
     return mask if mask.ndim == 2 else mask[:, :, None]
-
-
-def _replaceable(home: ModuleType) -> dict[str, Any]:
-    return {name: getattr(home, name) for name in _REPLACEMENTS if hasattr(home, name)}
 
 
 def _attention_for(original: Callable[..., mx.array]) -> Callable[..., mx.array]:
@@ -162,6 +234,6 @@ def _plain(mask: mx.array, queries: mx.array) -> bool:
 
 
 _REPLACEMENTS: dict[str, Callable[[Any], Any]] = {
-    "swiglu": lambda original: swiglu,
-    "scaled_dot_product_attention": _attention_for,
+    SWIGLU: lambda original: swiglu,
+    ATTENTION: _attention_for,
 }

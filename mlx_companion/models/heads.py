@@ -77,6 +77,11 @@ def output_head(model: nn.Module) -> Head:
     return layer if plain else _Tied(layer)
 
 
+def backbone_module(model: nn.Module) -> nn.Module:
+    """What makes the hidden states that the head takes: a part of the model, or all of it."""
+    return model if _cut(model) == "none" else model.model
+
+
 def head_trains(head: Head) -> bool:
     """Whether a head that `output_head` gave has parameters that are trained."""
     return isinstance(head, nn.Module) and bool(tree_flatten(head.trainable_parameters()))

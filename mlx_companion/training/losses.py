@@ -11,7 +11,7 @@ mlx-lm's loss computes, and keeps, logits for every prompt and padding token too
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, overload
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -22,6 +22,8 @@ from mlx_companion.kernels.linear_cross_entropy import chunk_rows, linear_cross_
 from mlx_companion.models.heads import head_trains, output_head, split_head
 from mlx_companion.models.prefix import can_share, run_prefixed, shared_length
 from mlx_companion.text.batches import Batch
+from mlx_companion.text.packed_samples import PackedRow
+from mlx_companion.training.packed_targets import PackedTargets, packed_targets
 
 __all__ = ["Loss", "SftLoss", "Targets", "chunk_rows", "sft_loss"]
 
@@ -70,7 +72,15 @@ class SftLoss:
         self.pad_to = pad_to
         self.chunk = chunk
 
-    def prepare(self, batch: Batch, row_weights: np.ndarray | None = None) -> Targets:
+    @overload
+    def prepare(self, batch: Batch, row_weights: np.ndarray | None = None) -> Targets: ...
+
+    @overload
+    def prepare(self, batch: PackedRow, row_weights: np.ndarray | None = None) -> PackedTargets: ...
+
+    def prepare(
+        self, batch: Batch | PackedRow, row_weights: np.ndarray | None = None
+    ) -> Targets | PackedTargets:
         """Find the targets of a batch.
 
         Args:
@@ -80,6 +90,8 @@ class SftLoss:
         Raises:
             DataError: the batch has no target; its mean loss would be 0/0.
         """
+        if isinstance(batch, PackedRow):
+            return packed_targets(batch, self.share_prefix, row_weights)
         tokens, targets = np.array(batch.tokens), np.array(batch.targets)
         rows, columns = np.nonzero(targets[:, 1:])
         if not len(rows):
@@ -96,17 +108,15 @@ class SftLoss:
             prefix,
         )
 
-    def __call__(self, model: nn.Module, batch: Batch | Targets) -> tuple[mx.array, mx.array]:
+    def __call__(
+        self, model: nn.Module, batch: Batch | PackedRow | Targets | PackedTargets
+    ) -> tuple[mx.array, mx.array]:
         """(sum of the targets' weighted cross-entropy in nats, sum of their weights)."""
-        picked = self.prepare(batch) if isinstance(batch, Batch) else batch
-        backbone, _ = split_head(model)
-        if picked.prefix and not can_share(model, backbone):
-            picked = _unshared(picked)
-        if picked.prefix:
-            hidden = run_prefixed(model, picked.tokens, picked.prefix)
+        picked = self.prepare(batch) if isinstance(batch, Batch | PackedRow) else batch
+        if isinstance(picked, PackedTargets):
+            hidden = picked.hidden(model)
         else:
-            hidden = backbone(picked.tokens)
-        hidden = hidden.reshape(-1, hidden.shape[-1])[picked.positions]
+            picked, hidden = _hidden(model, picked)
         head = output_head(model)
         losses = linear_cross_entropy(
             hidden,
@@ -121,6 +131,18 @@ class SftLoss:
 
 
 sft_loss = SftLoss()
+
+
+def _hidden(model: nn.Module, picked: Targets) -> tuple[Targets, mx.array]:
+    """Hidden states (N, D) of the targets, and these as the model could be run."""
+    backbone, _ = split_head(model)
+    if picked.prefix and not can_share(model, backbone):
+        picked = _unshared(picked)
+    if picked.prefix:
+        hidden = run_prefixed(model, picked.tokens, picked.prefix)
+    else:
+        hidden = backbone(picked.tokens)
+    return picked, hidden.reshape(-1, hidden.shape[-1])[picked.positions]
 
 
 def _padded(values: np.ndarray, filler: int) -> mx.array:
