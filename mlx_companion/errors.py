@@ -13,7 +13,8 @@ A message says what was given, what was expected and what to do. Callers catch
     │   └── GenerationError    a prompt or a sampling argument cannot be used
     ├── AdapterError           an adapter is corrupt, missing or made for another base
     ├── TrainingError
-    │   └── CheckpointError    a checkpoint is corrupt or belongs to another run
+    │   ├── CheckpointError    a checkpoint is corrupt or belongs to another run
+    │   └── TeacherError       a teacher's server cannot be asked
     ├── StoreError             the local database cannot be opened, read or migrated
     ├── LoopError              a round of the self-improvement loop cannot go on
     ├── HardwareError          an accelerator was asked for that this machine lacks
@@ -102,6 +103,10 @@ class TrainingError(CompanionError):
 
 class CheckpointError(TrainingError):
     """A checkpoint is corrupt or belongs to another run."""
+
+
+class TeacherError(TrainingError):
+    """A teacher's server cannot be reached, refuses, or keeps failing."""
 
 
 class StoreError(CompanionError):

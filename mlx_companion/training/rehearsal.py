@@ -15,15 +15,17 @@ from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
+from mlx_lm.utils import get_total_parameters
 
 from mlx_companion.lora import LoraConfig, attach, detach
-from mlx_companion.models.load import LanguageModel, load
+from mlx_companion.models.load import LanguageModel
 from mlx_companion.runtime.memory import peak_memory_mb
 from mlx_companion.text.sources import RowSource
 from mlx_companion.training.callbacks import Callback
 from mlx_companion.training.config import TrainConfig
 from mlx_companion.training.data import Data, DataReport, prepare_data
 from mlx_companion.training.plan import Plan
+from mlx_companion.training.settings import load_for
 from mlx_companion.training.state import StepInfo
 from mlx_companion.training.trainer import Trainer
 
@@ -95,11 +97,11 @@ def rehearse(
         as `finetune`.
     """
     lora, train = lora or LoraConfig(), train or TrainConfig()
-    lm = model if isinstance(model, LanguageModel) else load(model)
+    lm = model if isinstance(model, LanguageModel) else load_for(model, train)
     prepared = prepare_data(data, valid, lm.tokenizer, train, train.pad_to or 1)
     detach(lm.model)
-    # Packed words of quantized layers count as the numbers that they stand for nowhere else.
-    parameters = sum(value.size for _, value in tree_flatten(lm.model.parameters()))
+    # Packed words of quantized layers count as the numbers that they stand for.
+    parameters = round(get_total_parameters(lm.model))
     attach(lm.model, lora, seed=train.seed)
     try:
         source = prepared.train
@@ -108,9 +110,9 @@ def rehearse(
         once = replace(train, epochs=1, accumulate=1, max_steps=None)
         clock = _Clock()
         trainer = Trainer(lm.model, _Chosen(source, chosen), config=once, callbacks=[clock])
-        trainable = sum(v.size for _, v in tree_flatten(lm.model.trainable_parameters()))
+        trainable = _total(lm.model.trainable_parameters(), "size")
         trainer.run()
-        state = sum(v.nbytes for _, v in tree_flatten(trainer.optimizer.state))
+        state = _total(trainer.optimizer.state, "nbytes")
     finally:
         detach(lm.model)
         mx.clear_cache()
@@ -154,6 +156,11 @@ class _Clock(Callback):
 
     def on_step(self, step: StepInfo) -> None:
         self.seconds += step.seconds if step.step > 1 else 0.0
+
+
+def _total(tree: Any, what: str) -> int:
+    leaves: Any = tree_flatten(tree)
+    return sum(getattr(value, what) for _, value in leaves)
 
 
 def _around_middle(batches: list[tuple[int, ...]], count: int) -> list[tuple[int, ...]]:

@@ -1,0 +1,206 @@
+"""An adapter trained with any loss on any rows, in a folder that a killed run goes on from.
+
+`finetune` reads files of replies. This is the same for what else can be trained on: preferences,
+a teacher's logits, rollouts:
+
+    result = train_adapter(lm, rows, "runs/dpo", loss=PreferenceLoss("dpo"), data_sha256=digest)
+
+The folder is that of `finetune`: run.json, metrics.jsonl, loss.jsonl (the loss's own figures),
+checkpoints/, adapter/, and result.json, written last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from mlx_companion.errors import AdapterError, CheckpointError, TrainingError
+from mlx_companion.lora import LoraConfig, attach, detach, load_adapter, save_adapter
+from mlx_companion.models.load import LanguageModel
+from mlx_companion.runtime.config import to_dict
+from mlx_companion.runtime.device import environment
+from mlx_companion.runtime.files import atomic_write_json
+from mlx_companion.runtime.monitor import ResourceMonitor
+from mlx_companion.runtime.stop import NEVER, StopSwitch
+from mlx_companion.training.callbacks import Callback, MetricsLog
+from mlx_companion.training.config import TrainConfig
+from mlx_companion.training.finetune import (
+    ADAPTER,
+    CHECKPOINTS,
+    METRICS,
+    RESULT,
+    RUN,
+    TrainResult,
+    read_result,
+    run_hash,
+)
+from mlx_companion.training.loss_metrics import LossMetricsLog
+from mlx_companion.training.losses import Loss
+from mlx_companion.training.progress import RichProgress
+from mlx_companion.training.state import TrainSummary
+from mlx_companion.training.tracking import trackers_for
+from mlx_companion.training.trainer import Trainer
+
+LOSS_METRICS = "loss.jsonl"
+
+
+def train_adapter(
+    lm: LanguageModel,
+    rows: Any,
+    out: str | Path,
+    *,
+    loss: Loss,
+    data_sha256: str,
+    lora: LoraConfig | None = None,
+    train: TrainConfig | None = None,
+    valid: Any = None,
+    about: Mapping[str, Any] | None = None,
+    resume: bool = True,
+    stop: StopSwitch = NEVER,
+    monitor: ResourceMonitor | None = None,
+    callbacks: Iterable[Callback] = (),
+    progress: bool = True,
+    track: Iterable[str] = ("local",),
+) -> TrainResult:
+    """Train an adapter, or go on with one.
+
+    Args:
+        lm: the base model; adapters on it are taken off, and it carries the new one afterwards.
+        rows: a row source (`text.sources`), such as `PreferenceRows`.
+        out: the run's folder.
+        loss: what is minimized; `metrics` of it, if it has any, go into loss.jsonl.
+        data_sha256: identifies the rows and all that the loss was made with (`digest_of`).
+        lora, train: the adapter's shape, and how it is trained.
+        valid: held-out rows; the weights with the lowest loss on them are kept.
+        about: JSON values that say what was trained on, for run.json and the result.
+        resume, stop, monitor, callbacks, progress, track: as for `finetune`.
+
+    Raises:
+        as `finetune`.
+    """
+    lora, train, out = lora or LoraConfig(), train or TrainConfig(), Path(out)
+    run = _Run(lm, out, lora, train, data_sha256, dict(about or {}))
+    with _alone(out):
+        finished = run.finished() if resume else None
+        if finished is not None:
+            return finished
+        watching = [MetricsLog(out / METRICS), *run.trackers(track), *callbacks]
+        if hasattr(loss, "metrics"):
+            watching.append(LossMetricsLog(loss.metrics, out / LOSS_METRICS))
+        watching += [RichProgress()] if progress else []
+        detach(lm.model)
+        attach(lm.model, lora, seed=train.seed)
+        try:
+            trainer = Trainer(
+                lm.model,
+                rows,
+                valid=valid,
+                loss=loss,
+                config=train,
+                callbacks=watching,
+                monitor=monitor,
+                stop=stop,
+                checkpoints=out / CHECKPOINTS,
+                run_hash=run.hash,
+            )
+            atomic_write_json(out / RUN, run.described())
+            return run.write(trainer.run(resume=resume))
+        except BaseException:
+            detach(lm.model)
+            raise
+
+
+def digest_of(*parts: Any) -> str:
+    """SHA-256 of JSON values, of dataclasses, and of lists of them."""
+
+    def plain(value: Any) -> Any:
+        return asdict(value) if hasattr(value, "__dataclass_fields__") else str(value)
+
+    text = json.dumps(parts, sort_keys=True, default=plain)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One run and its folder."""
+
+    lm: LanguageModel
+    out: Path
+    lora: LoraConfig
+    train: TrainConfig
+    data_sha256: str
+    about: dict[str, Any]
+
+    @property
+    def hash(self) -> str:
+        return run_hash(self.lm.base_sha256, self.data_sha256, self.lora, self.train)
+
+    def described(self) -> dict[str, Any]:
+        return {
+            "run_hash": self.hash,
+            "model": self.lm.source,
+            "base_sha256": self.lm.base_sha256,
+            "data_sha256": self.data_sha256,
+            "lora": to_dict(self.lora),
+            "train": to_dict(self.train),
+            "data": self.about,
+            "environment": environment(),
+        }
+
+    def trackers(self, names: Iterable[str]) -> list[Any]:
+        about = self.described()
+        settings = {name: about.pop(name) for name in ("lora", "train")}
+        return trackers_for(names, self.out, self.hash, settings, about)
+
+    def finished(self) -> TrainResult | None:
+        """The result of this run, if it is finished and sound."""
+        result = read_result(self.out)
+        if result is None:
+            return None
+        if result.run_hash != self.hash:
+            raise CheckpointError(
+                f"{self.out} holds the result of another run: its model, data or settings are not "
+                "those given; choose another output folder, or start over with resume=False"
+            )
+        try:
+            load_adapter(result.adapter, self.lm.model, self.lm.base_sha256, result.adapter_sha256)
+        except AdapterError:
+            return None
+        return result
+
+    def write(self, summary: TrainSummary) -> TrainResult:
+        extra = {"run_hash": self.hash, "steps": summary.steps, "train_loss": summary.train_loss}
+        sha256 = save_adapter(
+            self.out / ADAPTER, self.lm.model, self.lora, self.lm.base_sha256, extra
+        )
+        result = TrainResult(
+            **asdict(summary),
+            adapter=self.out / ADAPTER,
+            adapter_sha256=sha256,
+            base_sha256=self.lm.base_sha256,
+            run_hash=self.hash,
+            data=self.about,
+        )
+        # The folder may be moved as a whole, so no path goes into it.
+        atomic_write_json(self.out / RESULT, asdict(result) | {"adapter": ADAPTER})
+        return result
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Keep a second process from training into the same folder."""
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(out / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise TrainingError(
+            f"another process is training into {out}; wait for it or choose another folder"
+        ) from error
