@@ -12,7 +12,8 @@ the other puts the noted ones in front of each row's own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
@@ -104,6 +105,17 @@ def can_share(model: nn.Module, backbone: Callable[[mx.array], mx.array]) -> boo
     if known is None:
         known = model._companion_prefix = _try(model, backbone)
     return known
+
+
+@contextmanager
+def without_sharing(model: nn.Module) -> Iterator[None]:
+    """Let `can_share` say no inside the block: every batch then runs the layers exactly once."""
+    known = getattr(model, "_companion_prefix", None)
+    model._companion_prefix = False
+    try:
+        yield
+    finally:
+        model._companion_prefix = known
 
 
 def _try(model: nn.Module, backbone: Callable[[mx.array], mx.array]) -> bool:

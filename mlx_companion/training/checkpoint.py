@@ -80,10 +80,14 @@ class CheckpointFolder:
         Raises:
             DiskFullError: no space; the earlier checkpoints are as they were.
         """
-        path = self.folder / f"step-{step:08d}"
+        path = self.path_of(step)
         self._write(path, arrays, state)
         self._prune()
         return path
+
+    def path_of(self, step: int) -> Path:
+        """The folder of the checkpoint of a step."""
+        return self.folder / f"step-{step:08d}"
 
     def save_best(self, parameters: Arrays, state: Mapping[str, Any]) -> None:
         """Write the parameters of the lowest held-out loss. Raises as `save`."""

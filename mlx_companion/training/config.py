@@ -20,6 +20,7 @@ Schedule = Literal[
 ]
 Shape = Literal["constant", "linear", "cosine", "exponential"]
 OptimizerName = Literal["adamw", "adamw8bit", "muon"]
+Sharding = Literal["none", "full"]
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,8 @@ class TrainConfig:
             a C++ compiler at that, so it pays only where few shapes occur.
         pad_to: row lengths are rounded up to a multiple of this, so that fewer shapes occur;
             None for 1, or 32 where steps are compiled.
+        sharding: what several ranks (`training.distributed`) hold: "none", all of the model each;
+            or "full", a part of every block's matrices, gradients and optimizer state each.
 
     Raises:
         ConfigError: a value outside its range.
@@ -160,6 +163,7 @@ class TrainConfig:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     compile: bool = False
     pad_to: int | None = None
+    sharding: Sharding = "none"
 
     def __post_init__(self) -> None:
         # YAML and JSON give a list.
@@ -190,9 +194,14 @@ class TrainConfig:
         self._check("power", self.power > 0, "over 0")
         chained = self.schedule == "chained"
         self._check("phases", chained == bool(self.phases), 'some with schedule "chained" only')
-        for name, choices in (("schedule", Schedule), ("optimizer", OptimizerName)):
+        named = {"schedule": Schedule, "optimizer": OptimizerName, "sharding": Sharding}
+        for name, choices in named.items():
             known = get_args(choices)
             self._check(name, getattr(self, name) in known, f"one of {', '.join(known)}")
+        # Muon needs whole matrices; gathers cannot be compiled.
+        whole = self.sharding == "none"
+        self._check("optimizer", whole or self.optimizer != "muon", "AdamW where sharding is full")
+        self._check("compile", whole or not self.compile, "false where sharding is full")
 
     def _check(self, name: str, fits: bool, expected: str) -> None:
         if not fits:

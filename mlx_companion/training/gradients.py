@@ -7,7 +7,7 @@ token in a short micro-batch count more than one in a long one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +48,14 @@ class GradientEngine:
         if compiled:
             self._compile()
 
-    def add(self, batch: Any, onto: Accumulated | None = None, *, pieces: int = 1) -> Accumulated:
+    def add(
+        self,
+        batch: Any,
+        onto: Accumulated | None = None,
+        *,
+        pieces: int = 1,
+        weight: float | None = None,
+    ) -> Accumulated:
         """Add the gradient of a batch to what was accumulated so far.
 
         Args:
@@ -56,11 +63,13 @@ class GradientEngine:
             onto: what it is added to.
             pieces: run it in so many parts one after the other, for less memory; the result is
                 the same up to rounding.
+            weight: what the batch counts; None for 1, without a multiplication.
         """
         parts = split_rows(batch, pieces * len(self.streams))
         total = onto
         for start in range(0, len(parts), len(self.streams)):
-            total = self._add_side_by_side(parts[start : start + len(self.streams)], total)
+            side_by_side = parts[start : start + len(self.streams)]
+            total = self._add_side_by_side(side_by_side, total, weight)
         assert total is not None
         return total
 
@@ -73,11 +82,14 @@ class GradientEngine:
         mx.eval(results)
         return _sum(loss for loss, _ in results), _sum(count for _, count in results)
 
-    def _add_side_by_side(self, parts: Sequence[Any], onto: Accumulated | None) -> Accumulated:
+    def _add_side_by_side(
+        self, parts: Sequence[Any], onto: Accumulated | None, weight: float | None
+    ) -> Accumulated:
+        gradient = self._gradient if weight is None else self._weighed(weight)
         results = []
         for stream, part in zip(self.streams, parts, strict=False):
             with mx.stream(stream):
-                results.append(self._gradient(self.model, self._prepare(part)))
+                results.append(gradient(self.model, self._prepare(part)))
         gradients = results[0][1] if onto is None else _plus(onto.gradients, results[0][1])
         for _, more in results[1:]:
             gradients = _plus(gradients, more)
@@ -87,6 +99,13 @@ class GradientEngine:
             _sum(count for (_, count), _ in results) + (onto.targets if onto else 0.0),
             gradients,
         )
+
+    def _weighed(self, weight: float) -> Any:
+        def loss(model: nn.Module, batch: Any) -> tuple[mx.array, ...]:
+            # An array, so that the graph is the same whatever the weight is.
+            return tuple(mx.array(weight) * value for value in self.loss(model, batch))
+
+        return nn.value_and_grad(self.model, loss)
 
     def _compile(self) -> None:
         plain = self._gradient
@@ -120,13 +139,22 @@ def global_norm(gradients: Any) -> mx.array:
     return mx.sqrt(mx.stack(squares).sum())
 
 
-def clipped_mean(total: Accumulated, clip_norm: float | None) -> tuple[Any, float]:
+def clipped_mean(
+    total: Accumulated,
+    clip_norm: float | None,
+    norm_of: Callable[[Any], mx.array] = global_norm,
+) -> tuple[Any, float]:
     """Gradients of the mean loss, scaled down to a norm of at most `clip_norm`.
+
+    Args:
+        total: sums.
+        clip_norm: None never to scale down.
+        norm_of: gives the gradients' global norm.
 
     Returns:
         The gradients, and their norm before clipping.
     """
-    norm = _sum([global_norm(total.gradients)]) / total.targets
+    norm = _sum([norm_of(total.gradients)]) / total.targets
     scale = 1 / total.targets
     if clip_norm is not None and norm > clip_norm:
         scale *= clip_norm / norm

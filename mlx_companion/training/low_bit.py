@@ -83,6 +83,38 @@ class AdamW8bit(AdamW):
         return (decayed - lr * flat).astype(parameter.dtype)
 
 
+def unpacked(state: dict[str, mx.array], size: int, parts: int) -> tuple[mx.array, mx.array]:
+    """The moments of an array, as numbers.
+
+    Args:
+        state: of the array's equal parts, one behind the other; in 8 bits or float32.
+        size: of the whole array.
+        parts: how many; the blocks of each are its own.
+
+    Returns:
+        m and v, both (size,) float32.
+    """
+    if "r" not in state:
+        return state["m"].reshape(-1), state["v"].reshape(-1)
+    each = size // parts
+    m, root = (v.reshape(parts, -1)[:, :each].reshape(-1) for v in (_first(state), _root(state)))
+    return m, mx.square(root)
+
+
+def packed(m: mx.array, v: mx.array, parts: int) -> dict[str, mx.array]:
+    """The way back, without the random key: moments in 8 bits, rounded to the nearest."""
+    found: dict[str, mx.array] = {}
+    own, root = (_blocks_of_parts(values, parts) for values in (m, mx.sqrt(v)))
+    found["m"], found["m_scales"], found["m_biases"] = mx.quantize(own, _GROUP, 8)
+    exact, found["r_max"] = _exact_codes(root)
+    found["r"] = mx.clip(mx.round(exact), 0, 255).astype(mx.uint8)
+    return found
+
+
+def _blocks_of_parts(values: mx.array, parts: int) -> mx.array:
+    return mx.concatenate([_blocks(part) for part in mx.split(values, parts)])
+
+
 def _blocks(values: mx.array) -> mx.array:
     """Any shape to (blocks, BLOCK), zeros behind."""
     return mx.pad(values.reshape(-1), (0, -values.size % BLOCK)).reshape(-1, BLOCK)
@@ -101,10 +133,14 @@ def _root(state: dict[str, Any]) -> mx.array:
 def _keep(state: dict[str, Any], m: mx.array, r: mx.array) -> None:
     """Quantize the moments into the state."""
     state["m"], state["m_scales"], state["m_biases"] = mx.quantize(m, _GROUP, 8)
-    largest = r.max(axis=-1, keepdims=True)
-    shares = r / mx.maximum(largest, 1e-30)
-    exact = 255 + _STEPS * mx.log2(mx.maximum(shares, 1e-30))
+    exact, state["r_max"] = _exact_codes(r)
     state["key"], now = mx.random.split(state["key"])
     codes = mx.floor(exact + mx.random.uniform(shape=r.shape, key=now))
     state["r"] = mx.clip(codes, 0, 255).astype(mx.uint8)
-    state["r_max"] = largest
+
+
+def _exact_codes(r: mx.array) -> tuple[mx.array, mx.array]:
+    """Codes before rounding, and the largest value of each block (blocks, 1)."""
+    largest = r.max(axis=-1, keepdims=True)
+    shares = r / mx.maximum(largest, 1e-30)
+    return 255 + _STEPS * mx.log2(mx.maximum(shares, 1e-30)), largest

@@ -29,6 +29,7 @@ from mlx.utils import tree_flatten
 
 from mlx_companion.training.config import TrainConfig
 from mlx_companion.training.low_bit import AdamW8bit
+from mlx_companion.training.sharding import plain_name
 
 # Tables and heads, by the names that models give them: their rows are independent of each other,
 # so that there is nothing to orthogonalize.
@@ -207,4 +208,4 @@ def _matches(name: str, globs: Sequence[str]) -> bool:
 
 
 def _belongs(members: dict[str, Group], group: Group) -> Any:
-    return lambda name, _: members[name] == group
+    return lambda name, _: members[plain_name(name)] == group

@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,22 +27,28 @@ from mlx_companion.models.fast_cpu import fast_cpu
 from mlx_companion.models.heads import split_head
 from mlx_companion.runtime.memory import peak_memory_mb
 from mlx_companion.runtime.monitor import Advice, ResourceMonitor
-from mlx_companion.runtime.seeds import seed_everything
 from mlx_companion.runtime.stop import NEVER, StopSwitch
 from mlx_companion.text.sources import RowSource
 from mlx_companion.training import snapshot
 from mlx_companion.training.buffers import buffers_for_training
 from mlx_companion.training.callbacks import Callback
-from mlx_companion.training.checkpoint import Arrays, Checkpoint, CheckpointFolder
+from mlx_companion.training.checkpoint import Arrays, CheckpointFolder
 from mlx_companion.training.config import TrainConfig
+from mlx_companion.training.distributed import Ranks, join
 from mlx_companion.training.evaluate import mean_loss
 from mlx_companion.training.gradients import Accumulated, GradientEngine, clipped_mean
 from mlx_companion.training.losses import Loss, SftLoss
 from mlx_companion.training.optimizers import optimizer_for, use_streams
 from mlx_companion.training.plan import Plan
 from mlx_companion.training.recompute import recompute_layers
-from mlx_companion.training.rng import export_random_states, restore_random_states
+from mlx_companion.training.saves import Saves
 from mlx_companion.training.schedule import learning_rate, learning_rate_at
+from mlx_companion.training.sharding import (
+    fully_sharded,
+    is_sharded,
+    sharded_norm,
+    trainable_count,
+)
 from mlx_companion.training.state import (
     RunInfo,
     SaveInfo,
@@ -72,6 +79,8 @@ class Trainer:
         run_hash: identifies the run (model, data, settings); a checkpoint of another is refused.
         flops: floating-point operations of training on a micro-batch, as the source gave it;
             counted into the metrics, and needed for `max_flops`.
+        ranks: the processes that train together; by default those that `mlx.launch` started.
+            Callbacks run on each of them.
 
     Raises:
         TrainingError: nothing in the model is trainable.
@@ -92,6 +101,7 @@ class Trainer:
         checkpoints: str | Path | None = None,
         run_hash: str = "",
         flops: Callable[[Any], float] | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         if not tree_flatten(model.trainable_parameters()):
             raise TrainingError("nothing in the model is trainable; attach an adapter first")
@@ -100,6 +110,7 @@ class Trainer:
         if self.config.max_flops is not None and flops is None:
             raise ConfigError("max_flops is set, and nothing counts them; give the trainer `flops`")
         self.flops = flops
+        self.ranks = ranks or join()
         self.plan = Plan(train, self.config)
         self.valid = valid
         self.loss = loss or default_loss(self.config)
@@ -110,6 +121,7 @@ class Trainer:
         self.folder = (
             CheckpointFolder(checkpoints, run_hash, self.config.keep_last) if checkpoints else None
         )
+        self.saves = Saves(self.folder, self.ranks)
         self.optimizer = optimizer_for(self.config, model)
         self._compiled = self.config.compile and isinstance(self.loss, SftLoss)
         self._best: Arrays | None = None
@@ -129,16 +141,22 @@ class Trainer:
 
         Raises:
             Stopped: the kill switch was thrown; a checkpoint was written.
-            TrainingError: loss or gradients were not finite too often in a row.
+            TrainingError: loss or gradients were not finite too often in a row, or another rank is
+                gone.
             CheckpointError: the checkpoints belong to another run.
             DiskFullError: no space for a checkpoint; the one before is intact.
         """
         with ExitStack() as stack:
             stack.callback(self._close)
+            stack.enter_context(self.ranks.guarded(lambda: self.saves.advice(self.state.step)))
             stack.enter_context(fast_cpu(self.model))
             stack.enter_context(buffers_for_training())
+            sharded = self.config.sharding == "full" and not self.ranks.alone
+            self.saves.start(self.model, self.config.seed)
+            stack.enter_context(fully_sharded(self.model, self.ranks, sharded))
             stack.enter_context(recompute_layers(self.model, self.config.gradient_checkpointing))
-            streams = stack.enter_context(parallel_streams())
+            # Two streams would gather in an order that no other rank can know.
+            streams = stack.enter_context(parallel_streams(1 if sharded else None))
             use_streams(self.optimizer, streams)
             stack.callback(self.model.eval)
             getattr(self.loss, "ready", split_head)(self.model)
@@ -149,15 +167,14 @@ class Trainer:
             return self._finish()
 
     def _begin(self, resume: bool) -> None:
-        seed_everything(self.config.seed)
         self.optimizer.init(self.model.trainable_parameters())
-        if self.folder is None:
+        found = self.saves.load(resume)
+        if found is None:
             return
-        if not resume:
-            self.folder.clear()
-        found = self.folder.load_latest()
-        if found is not None:
-            self._restore(found)
+        self.state = self.saves.restore(found, self.model, self.optimizer, self.config.seed)
+        self._start_targets = self.state.targets
+        if self.config.keep_best and self.state.best_step is not None:
+            self._best = self.saves.load_best(self.model)
 
     def _train(self) -> None:
         if self.state.step == 0 and self.state.valid_before is None:
@@ -182,8 +199,9 @@ class Trainer:
     def _safe_point(self) -> None:
         """Between steps everything is in a state that a checkpoint can hold."""
         try:
-            self.stop.check()
-            advice = self.monitor.consult(self.stop) if self.monitor else Advice()
+            with self.ranks.stopping_together():
+                self.stop.check()
+                advice = self.monitor.consult(self.stop) if self.monitor else Advice()
         except Stopped:
             self._save()
             raise
@@ -195,12 +213,7 @@ class Trainer:
         start = time.perf_counter()
         self.model.train()
         pieces = math.ceil(1 / self._advice.scale)
-        total: Accumulated | None = None
-        for indices in group:
-            batch = self.plan.batch(indices)
-            self.state.flops += self.flops(batch) if self.flops else 0.0
-            total = self._engine.add(batch, total, pieces=pieces)
-        assert total is not None
+        total = self._accumulate(group, pieces)
         lr = self._learning_rate()
         norm = self._apply(total, lr)
         tokens = sum(map(self.plan.source.tokens, group))
@@ -225,6 +238,20 @@ class Trainer:
             flops=self.state.flops,
         )
         self._notify("on_step", info)
+
+    def _accumulate(self, group: Sequence[tuple[int, ...]], pieces: int) -> Accumulated:
+        """The sums of a step over all ranks."""
+        total: Accumulated | None = None
+        for part in self.ranks.deal(map(self._batch, group), len(group), pieces):
+            # Cut already where the ranks have to keep step.
+            cut = pieces if part.weight is None else 1
+            total = self._engine.add(part.batch, total, pieces=cut, weight=part.weight)
+        return self.ranks.reduce(total, self.model.trainable_parameters(), is_sharded)
+
+    def _batch(self, indices: tuple[int, ...]) -> Any:
+        batch = self.plan.batch(indices)
+        self.state.flops += self.flops(batch) if self.flops else 0.0
+        return batch
 
     def _learning_rate(self) -> float:
         """Of the step whose operations are counted already."""
@@ -253,7 +280,9 @@ class Trainer:
 
     def _apply(self, total: Accumulated, lr: float) -> float:
         """Update the parameters; returns the norm, NaN when the step was skipped."""
-        gradients, norm = clipped_mean(total, self.config.clip_norm)
+        gradients, norm = clipped_mean(
+            total, self.config.clip_norm, partial(sharded_norm, ranks=self.ranks)
+        )
         if not (math.isfinite(norm) and math.isfinite(total.loss)):
             return math.nan
         self.optimizer.learning_rate = lr
@@ -311,7 +340,7 @@ class Trainer:
         if self.valid is None:
             return
         start = time.perf_counter()
-        loss = mean_loss(self.model, self._engine, self.valid)
+        loss = mean_loss(self.model, self._engine, self.valid, self.ranks)
         if self.state.observe(loss, self.config.min_delta):
             self._keep_best()
         patience = self.config.patience
@@ -324,8 +353,7 @@ class Trainer:
             return
         # Arrays never change in place, so holding on to them is a snapshot.
         self._best = snapshot.parameters(self.model)
-        if self.folder is not None:
-            self.folder.save_best(self._best, {"step": self.state.step})
+        self.saves.save_best(self._best, self.state.step)
 
     def _finish(self) -> TrainSummary:
         state = self.state
@@ -348,18 +376,8 @@ class Trainer:
         if self.folder is None:
             return
         start = time.perf_counter()
-        arrays = snapshot.take(self.model, self.optimizer)
-        state = {"progress": self.state.to_json(), "random": export_random_states()}
-        path = self.folder.save(self.state.step, arrays, state)
+        path = self.saves.save(self.model, self.optimizer, self.state)
         self._notify("on_save", SaveInfo(self.state.step, path, time.perf_counter() - start))
-
-    def _restore(self, found: Checkpoint) -> None:
-        snapshot.put(found, self.model, self.optimizer)
-        self.state = TrainState.from_json(found.state["progress"])
-        self._start_targets = self.state.targets
-        restore_random_states(found.state["random"])
-        if self.config.keep_best and self.folder is not None and self.state.best_step is not None:
-            self._best = self.folder.load_best()
 
     def _info(self, streams: int) -> RunInfo:
         return RunInfo(
@@ -368,7 +386,7 @@ class Trainer:
             rows=self.plan.source.rows,
             targets=self.plan.source.target_count,
             streams=streams,
-            trainable=sum(value.size for value in snapshot.parameters(self.model).values()),
+            trainable=trainable_count(self.model, self.ranks),
         )
 
     def _notify(self, event: str, *arguments: Any) -> None:
