@@ -15,8 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-KILLS = 3
-
 
 def start(script: str, folder: Path, repository: Path) -> subprocess.Popen[bytes]:
     folder.mkdir(exist_ok=True)
@@ -46,23 +44,27 @@ def wait_for_lines(process: subprocess.Popen[bytes], folder: Path, count: int) -
         time.sleep(0.001)
 
 
-@pytest.mark.parametrize("script", ["resumable_run.py", "resumable_packed.py"])
-def test_killed_at_random_moments(script: str, tmp_path: Path, repository: Path) -> None:
+@pytest.mark.parametrize(
+    ("script", "kills"), [("resumable_run.py", 20), ("resumable_packed.py", 3)]
+)
+def test_killed_at_random_moments(
+    script: str, kills: int, tmp_path: Path, repository: Path
+) -> None:
     rng = random.Random(0)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     finish(script, whole, repository)
     expected = log(whole)
     seen, deaths = 0, 0
-    for _ in range(KILLS):
+    for _ in range(kills):
         process = start(script, killed, repository)
-        wait_for_lines(process, killed, seen + rng.randint(2, len(expected) // (KILLS + 1)))
+        wait_for_lines(process, killed, seen + rng.randint(2, len(expected) // (kills + 1)))
         time.sleep(rng.random() * 0.02)
         process.send_signal(signal.SIGKILL)
         deaths += process.wait() == -signal.SIGKILL
         seen = len((killed / "metrics.jsonl").read_bytes().splitlines())
     finish(script, killed, repository)
     # Kills that came too late would show nothing.
-    assert deaths == KILLS
+    assert deaths == kills
     assert log(killed) == expected
     ours, theirs = np.load(killed / "done.npz"), np.load(whole / "done.npz")
     assert sorted(ours.files) == sorted(theirs.files)
