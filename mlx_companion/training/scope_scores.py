@@ -20,7 +20,7 @@ from typing import Any
 from mlx_companion.errors import ConfigError
 
 # How alike a reply and a label must be where they are not equal, 0-1.
-_ALIKE = 0.8
+_ALIKE = 0.9
 
 
 @dataclass(frozen=True)

@@ -256,7 +256,9 @@ class TeacherClient:
         received = bytearray()
         try:
             url = f"{self.config.url}/{path}"
-            with self._client.stream(method, url, json=body) as response:
+            # Escaped, because httpx cannot send half of a surrogate pair, and prompts may hold one.
+            content = None if body is None else json.dumps(body).encode()
+            with self._client.stream(method, url, content=content) as response:
                 for part in response.iter_bytes():
                     received += part
                     if time.monotonic() > end:
@@ -281,12 +283,13 @@ class TeacherClient:
 
     def _headers(self) -> dict[str, str]:
         name = self.config.key_variable
+        kind = {"Content-Type": "application/json"}
         if name is None:
-            return {}
+            return kind
         key = os.environ.get(name)
         if not key:
             raise ConfigError(f"the environment variable {name} holds no key for the teacher")
-        return {"Authorization": f"Bearer {key}"}
+        return kind | {"Authorization": f"Bearer {key}"}
 
     def _unreachable(self, problem: Exception) -> TeacherError:
         return TeacherError(

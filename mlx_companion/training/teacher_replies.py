@@ -77,9 +77,8 @@ class ReplyFile:
     def add(self, key: str, reply: TeacherReply) -> None:
         """Append a reply; it is on the disk when this returns."""
         assert self._file is not None
-        line = json.dumps({"key": key, **reply.to_json()}, ensure_ascii=False)
+        data = _line({"key": key, **reply.to_json()})
         end = os.fstat(self._file.fileno()).st_size
-        data = line.encode("utf-8", "surrogatepass") + b"\n"
         try:
             if self._file.write(data) != len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -112,3 +111,11 @@ class ReplyFile:
             raise DataError("is no file of a teacher's replies; give another name", path=self.path)
         if bad:
             _log.warning("damaged replies are asked again", extra={"lines": bad})
+
+
+def _line(values: dict[str, Any]) -> bytes:
+    try:
+        return json.dumps(values, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError:
+        # Half of a surrogate pair has a form in JSON, and none in UTF-8.
+        return json.dumps(values).encode() + b"\n"

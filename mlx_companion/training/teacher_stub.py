@@ -51,6 +51,7 @@ class TeacherStub:
         url: for `TeacherConfig`.
         requests: bodies of the requests for replies, in the order in which they came.
         paths: of all requests.
+        keys: the Authorization header of each of them, if any.
         most_at_once: requests under way at the same time, at most.
     """
 
@@ -59,6 +60,7 @@ class TeacherStub:
     models: tuple[str, ...]
     requests: list[dict[str, Any]] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
+    keys: list[str | None] = field(default_factory=list)
     most_at_once: int = 0
     under_way: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -119,16 +121,20 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        stub: TeacherStub = self.server.stub  # type: ignore[attr-defined]
-        stub.paths.append(self.path)
+        stub = self._noted()
         listed = [{"id": name, "object": "model"} for name in stub.models]
         self._send(StubAnswer(json.dumps({"object": "list", "data": listed}).encode()))
 
     def do_POST(self) -> None:
-        stub: TeacherStub = self.server.stub  # type: ignore[attr-defined]
-        stub.paths.append(self.path)
+        stub = self._noted()
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self._send(stub.reply(body))
+
+    def _noted(self) -> TeacherStub:
+        stub: TeacherStub = self.server.stub  # type: ignore[attr-defined]
+        stub.paths.append(self.path)
+        stub.keys.append(self.headers.get("Authorization"))
+        return stub
 
     def _send(self, answer: StubAnswer) -> None:
         with contextlib.suppress(OSError):  # whoever asked has gone
