@@ -23,6 +23,7 @@ from mlx_companion.kernels.linear_cross_entropy.sizes import (
     ACCELERATOR_ELEMENTS,
     CPU_ELEMENTS,
     chunk_rows,
+    default_chunk,
 )
 
 __all__ = ["Head", "chunk_rows", "linear_cross_entropy"]
@@ -53,7 +54,7 @@ def linear_cross_entropy(
         bias: (V,), for a matrix.
         temperature: logits are divided by it.
         chunk: rows of logits that may exist at a time; by default as many as make 17 MB in
-            float32, or 134 MB on an accelerator.
+            float32, or 134 MB on an accelerator, and all where V is at most 2 D.
         head_gradient: the head is trained: its matrix and bias, or an `nn.Module`'s trainable
             parameters, get a gradient; the backward pass computes the logits again unless all fit
             in one chunk. Otherwise the head gets none.
@@ -101,11 +102,10 @@ def _losses(
 ) -> mx.array:
     if chosen == "reference":
         return reference(hidden, labels, layer)
-    rows = len(hidden)
+    elements = CPU_ELEMENTS if chosen == "plain" else ACCELERATOR_ELEMENTS
+    chunk = chunk or default_chunk(*hidden.shape, vocabulary, elements)
     if chosen == "plain":
-        chunk = chunk or chunk_rows(vocabulary, rows, CPU_ELEMENTS)
         return losses_in_plain(hidden, labels, layer, chunk, gradient)
-    chunk = chunk or chunk_rows(vocabulary, rows, ACCELERATOR_ELEMENTS)
     return losses_by_rows(hidden, labels, layer, kernel_losses(chosen), chunk, gradient)
 
 

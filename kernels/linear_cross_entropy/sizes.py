@@ -24,6 +24,11 @@ def chunk_rows(vocabulary: int, rows: int, elements: int = CPU_ELEMENTS) -> int:
     return evenly(rows, max(_LEAST_ROWS, elements // vocabulary))
 
 
+def default_chunk(rows: int, width: int, vocabulary: int, elements: int) -> int:
+    """Rows of logits that exist at a time: all where the hidden states take as much anyway."""
+    return rows if vocabulary <= 2 * width else chunk_rows(vocabulary, rows, elements)
+
+
 def tile(rows: int, vocabulary: int, chunk: int, unpacks: bool = False) -> tuple[int, int]:
     """Rows and columns of a tile of the (N, V) logits, at most `chunk` x V numbers.
 

@@ -17,7 +17,7 @@ from mlx.utils import tree_flatten
 import mlx_companion  # noqa: F401 - before mlx.core, for its BLAS
 from mlx_companion.errors import ConfigError
 from mlx_companion.kernels.linear_cross_entropy import chunk_rows, linear_cross_entropy
-from mlx_companion.kernels.linear_cross_entropy.sizes import TILE_ELEMENTS, tile
+from mlx_companion.kernels.linear_cross_entropy.sizes import TILE_ELEMENTS, default_chunk, tile
 from mlx_companion.kernels.matrix import Matrix, of_layer
 
 IMPLS = ("reference", "plain")
@@ -241,6 +241,11 @@ def test_values_alone_make_no_gradient(large: tuple[mx.array, mx.array, mx.array
 
     linear_cross_entropy(hidden, head, labels, gradient=False, chunk=512)
     assert [n for n in calls if n > 1] == [512, 512]
+
+
+def test_logits_no_wider_than_hidden_states_are_one_chunk() -> None:
+    assert default_chunk(20_000, 512, 260, 2**22) == 20_000
+    assert default_chunk(20_000, 64, 260, 2**22) == chunk_rows(260, 20_000)
 
 
 def test_chunks_are_even_and_bounded() -> None:
