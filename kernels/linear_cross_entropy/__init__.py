@@ -103,7 +103,8 @@ def _losses(
     if chosen == "reference":
         return reference(hidden, labels, layer)
     elements = CPU_ELEMENTS if chosen == "plain" else ACCELERATOR_ELEMENTS
-    chunk = chunk or default_chunk(*hidden.shape, vocabulary, elements)
+    rows, width = hidden.shape
+    chunk = chunk or default_chunk(rows, width, vocabulary, elements)
     if chosen == "plain":
         return losses_in_plain(hidden, labels, layer, chunk, gradient)
     return losses_by_rows(hidden, labels, layer, kernel_losses(chosen), chunk, gradient)
