@@ -17,15 +17,16 @@ from mlx_companion.kernels.hash_embed.reference import dtype_of, frozen
 from mlx_companion.kernels.hash_embed.rows import Ngrams, rows_of
 from mlx_companion.kernels.matrix import Matrix
 
-# Gathered rows of a chunk, as float32, in bytes: smaller ones cost more in launches than they gain.
-_CHUNK, _PACKED_CHUNK = 2**18, 2**19
+# All in bytes of gathered rows, as float32. Up to so many are gathered at once, which is as fast
+# while they stay in the cache that cores share. Of more, chunks are a share: MLX enters up to about
+# 20 of them before the first is done, which is then a fifth of all; but not so small that launching
+# them takes the time, nor so large that they leave the cache.
+_WHOLE = 20_000_000
+_SHARE, _SMALLEST, _LARGEST = 1 / 100, 2**18, 2**20
 # So many chunks at most: what MLX records of them takes time and memory too.
 _CHUNKS = 512
-# MLX enters up to about so many chunks before the first is done, so that fewer of them
-# need as much memory as all at once.
-_AHEAD = 16
 
-# (..., G) int, rows of each position -> their sum (..., D).
+# (..., G) int, rows of each position -> their sum (..., 1, D).
 Reader = Callable[[mx.array], mx.array]
 
 
@@ -36,22 +37,22 @@ def hash_embed(
     rows = rows_of(ids, ngrams, documents)
     if table.quantized:
         read = _packed_reader(frozen(table))
-        return _in_chunks(read, rows, table.shape[1], dtype_of(table), _PACKED_CHUNK)
+        return _in_chunks(read, rows, table.shape[1], dtype_of(table))
     result: Any = _gather_sum(table.weight, rows)
     return result
 
 
-def _in_chunks(read: Reader, rows: mx.array, width: int, dtype: mx.Dtype, size: int) -> mx.array:
-    """What `read` gives for all rows (B, N, G), computed for `size` bytes at a time: (B, N, D)."""
+def _in_chunks(read: Reader, rows: mx.array, width: int, dtype: mx.Dtype) -> mx.array:
+    """What `read` gives for all rows (B, N, G), a chunk of positions at a time: (B, N, D)."""
     *shape, tables = rows.shape
-    count = math.prod(shape)
-    if not count or not tables or not width:
+    count, each = math.prod(shape), 4 * tables * width
+    if not count * each:
         return mx.zeros((*shape, width), dtype=dtype)
-    chunk = max(size // (4 * tables * width), -(-count // _CHUNKS))
-    if count <= _AHEAD * chunk:
-        return read(rows)
+    if count * each <= _WHOLE:
+        return read(rows).squeeze(-2)
+    chunk = _positions(count, each)
     # One buffer, which each chunk writes a part of, and the next takes over.
-    out = mx.zeros((count, width), dtype=dtype)
+    out = mx.zeros((count, 1, width), dtype=dtype)
     starts = range(0, count, chunk)
     parts = mx.split(rows.reshape(count, tables), list(starts[1:]))
     for start, part in zip(starts, parts, strict=True):
@@ -59,11 +60,18 @@ def _in_chunks(read: Reader, rows: mx.array, width: int, dtype: mx.Dtype, size: 
     return out.reshape(*shape, width)
 
 
+def _positions(count: int, each: int) -> int:
+    """Positions of a chunk, of `count` that gather `each` bytes."""
+    size = min(max(int(count * each * _SHARE), _SMALLEST), _LARGEST)
+    return max(size // each, -(-count // _CHUNKS))
+
+
 def _summed(gathered: mx.array) -> mx.array:
-    """Over the tables, in float32."""
+    """Over the tables, in float32: (..., G, D) -> (..., 1, D)."""
     if gathered.dtype == mx.float32:
-        return gathered.sum(axis=-2)
-    return gathered.astype(mx.float32).sum(axis=-2).astype(gathered.dtype)
+        # A dimension kept is an operation saved, per chunk.
+        return gathered.sum(axis=-2, keepdims=True)
+    return gathered.astype(mx.float32).sum(axis=-2, keepdims=True).astype(gathered.dtype)
 
 
 def _packed_reader(table: Matrix) -> Reader:
@@ -77,8 +85,9 @@ def _packed_reader(table: Matrix) -> Reader:
         packed, scales, biases = (mx.take(part, rows, axis=0) for part in table.arrays)
         values = _unpacked(packed, table.bits).reshape(*scales.shape, table.group_size)
         scaled = values.astype(mx.float32) * scales[..., None].astype(mx.float32)
-        offsets = biases.astype(mx.float32).sum(axis=-2)[..., None]
-        return (scaled.sum(axis=-3) + offsets).flatten(-2).astype(scales.dtype)
+        offsets = biases.astype(mx.float32).sum(axis=-2, keepdims=True)[..., None]
+        summed = scaled.sum(axis=-3, keepdims=True) + offsets
+        return summed.flatten(-2).astype(scales.dtype)
 
     return read
 
@@ -98,7 +107,7 @@ def _gather_sum(weight: mx.array, rows: mx.array) -> mx.array:
     def read(chunk: mx.array) -> mx.array:
         return _summed(mx.take(weight, chunk, axis=0))
 
-    return _in_chunks(read, rows, weight.shape[1], weight.dtype, _CHUNK)
+    return _in_chunks(read, rows, weight.shape[1], weight.dtype)
 
 
 @_gather_sum.vjp

@@ -126,6 +126,12 @@ def quantized(weight: np.ndarray, group_size: int, bits: int, mode: str = "affin
     return Matrix(*parts, *([None] if len(parts) == 2 else []), group_size, bits, mode)
 
 
+def in_chunks(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """Chunks of so many bytes."""
+    for name, value in (("_WHOLE", 0), ("_SMALLEST", size), ("_LARGEST", size)):
+        monkeypatch.setattr(plain, name, value)
+
+
 def as_numpy(x: mx.array) -> np.ndarray:
     return np.array(x.astype(mx.float32))
 
@@ -214,8 +220,7 @@ def test_cotangents_that_are_not_contiguous() -> None:
 @pytest.mark.parametrize("chunk", [1, 500, 1700])
 def test_chunks_of_any_size(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # 72 bytes per position: 1, 6 and 23 positions at a time.
-    monkeypatch.setattr(plain, "_CHUNK", chunk)
-    monkeypatch.setattr(plain, "_AHEAD", 2)
+    in_chunks(monkeypatch, chunk)
     World(3, 63, 6).check("plain")
 
 
@@ -261,7 +266,7 @@ def test_quantized_tables(impl: str, bits: int, group_size: int) -> None:
 
 
 def test_quantized_tables_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plain, "_PACKED_CHUNK", 5000)
+    in_chunks(monkeypatch, 5000)
     world = World(2, 63, 64)
     table = quantized(world.weight, 32, 4)
     ours = np.array(world.embed(table, "plain"))
