@@ -192,7 +192,8 @@ static int next_ready(Launch* l, uint32_t from) {
   uint32_t n = l->threads;
   if (is_ready(l, from)) return from;
   if (!reversed(l)) {
-    for (uint32_t w = 0, word = from / 64; w <= (n + 63) / 64; w++, word = (word + 1) % ((n + 63) / 64)) {
+    uint32_t words = (n + 63) / 64;
+    for (uint32_t w = 0, word = from / 64; w <= words; w++, word = (word + 1) % words) {
       uint64_t bits = l->ready[word];
       if (w == 0) bits &= ~0ull << (from % 64);
       if (bits) return word * 64 + __builtin_ctzll(bits);

@@ -25,30 +25,33 @@ static inline void hook(const void* address, uint32_t size, Access access, void*
 }
 
 extern "C" {
-#define MB_HOOKS(N)                                                                             \
-  void __tsan_read##N(void* p) { hook(p, N, READ, __builtin_return_address(0)); }               \
-  void __tsan_write##N(void* p) { hook(p, N, WRITE, __builtin_return_address(0)); }             \
-  void __tsan_unaligned_read##N(void* p) { hook(p, N, READ, __builtin_return_address(0)); }     \
-  void __tsan_unaligned_write##N(void* p) { hook(p, N, WRITE, __builtin_return_address(0)); }   \
-  void __tsan_volatile_read##N(void* p) { hook(p, N, READ, __builtin_return_address(0)); }      \
-  void __tsan_volatile_write##N(void* p) { hook(p, N, WRITE, __builtin_return_address(0)); }    \
-  void __tsan_unaligned_volatile_read##N(void* p) { hook(p, N, READ, __builtin_return_address(0)); } \
-  void __tsan_unaligned_volatile_write##N(void* p) { hook(p, N, WRITE, __builtin_return_address(0)); } \
-  void __tsan_read_write##N(void* p) {                                                          \
-    hook(p, N, READ, __builtin_return_address(0));                                              \
-    hook(p, N, WRITE, __builtin_return_address(0));                                             \
-  }                                                                                             \
-  void __tsan_unaligned_read_write##N(void* p) {                                                \
-    hook(p, N, READ, __builtin_return_address(0));                                              \
-    hook(p, N, WRITE, __builtin_return_address(0));                                             \
+#define MB_HOOK(name, access, N)                                             \
+  void __tsan_##name##N(void* p) { hook(p, N, access, __builtin_return_address(0)); }
+#define MB_HOOK_BOTH(name, N)                                                \
+  void __tsan_##name##N(void* p) {                                           \
+    hook(p, N, READ, __builtin_return_address(0));                           \
+    hook(p, N, WRITE, __builtin_return_address(0));                          \
   }
+#define MB_HOOKS(N)                                                          \
+  MB_HOOK(read, READ, N)                                                     \
+  MB_HOOK(write, WRITE, N)                                                   \
+  MB_HOOK(unaligned_read, READ, N)                                           \
+  MB_HOOK(unaligned_write, WRITE, N)                                         \
+  MB_HOOK(volatile_read, READ, N)                                            \
+  MB_HOOK(volatile_write, WRITE, N)                                          \
+  MB_HOOK(unaligned_volatile_read, READ, N)                                  \
+  MB_HOOK(unaligned_volatile_write, WRITE, N)                                \
+  MB_HOOK_BOTH(read_write, N)                                                \
+  MB_HOOK_BOTH(unaligned_read_write, N)
 MB_HOOKS(1)
 MB_HOOKS(2)
 MB_HOOKS(4)
 MB_HOOKS(8)
 MB_HOOKS(16)
 void __tsan_read_range(void* p, unsigned long n) { hook(p, n, READ, __builtin_return_address(0)); }
-void __tsan_write_range(void* p, unsigned long n) { hook(p, n, WRITE, __builtin_return_address(0)); }
+void __tsan_write_range(void* p, unsigned long n) {
+  hook(p, n, WRITE, __builtin_return_address(0));
+}
 void* __tsan_memcpy(void* to, const void* from, unsigned long n) {
   hook(from, n, READ, __builtin_return_address(0));
   hook(to, n, WRITE, __builtin_return_address(0));

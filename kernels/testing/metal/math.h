@@ -142,7 +142,9 @@ MB_INLINE T abs(T x) {
     return x < T(0) ? T(-x) : x;
 }
 MB_INLINE float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
-MB_INLINE half fma(half a, half b, half c) { return half(__builtin_fma(float(a), float(b), float(c))); }
+MB_INLINE half fma(half a, half b, half c) {
+  return half(__builtin_fmaf(float(a), float(b), float(c)));
+}
 MB_INLINE bfloat fma(bfloat a, bfloat b, bfloat c) {
   return bfloat(__builtin_fmaf(float(a), float(b), float(c)));
 }

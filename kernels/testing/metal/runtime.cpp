@@ -1,4 +1,5 @@
-// Runs a launch: threadgroup after threadgroup, one fiber per thread. Compiled once, without checks.
+// Runs a launch: threadgroup after threadgroup, one fiber per thread.
+// Compiled once, without checks.
 #include "hooks.h"
 
 volatile int mb_running = 0;

@@ -64,7 +64,8 @@ static inline void touch(Fiber* f, const Buffer* b, uint64_t offset, Cell* c, Ac
   if (access == WRITE || access == READ)
     if ((other = clash(c->atomic, 2, now))) race(f, b, offset, access, now.where, *other, ATOMIC);
   if (access == WRITE)
-    if ((other = clash(c->load, 2, now))) race(f, b, offset, access, now.where, *other, ATOMIC_LOAD);
+    if ((other = clash(c->load, 2, now)))
+      race(f, b, offset, access, now.where, *other, ATOMIC_LOAD);
   if (access == WRITE) *c = Cell{now, {}, {}, {}};
   else remember(access == READ ? c->read : access == ATOMIC_LOAD ? c->load : c->atomic, now);
 }
@@ -116,7 +117,8 @@ static void stray(Fiber* f, uintptr_t a, uint32_t size, Access access, uint32_t 
          size, (void*)a);
   int64_t byte = int64_t(a) - int64_t(near->base) - int64_t(near->lead), item = near->item;
   int64_t index = byte >= 0 ? byte / item : -((item - 1 - byte) / item);
-  fail(f, BOUNDS, where, 0, "%s[%lld]: %s {0} %s %u bytes outside of the buffer, which has %llu elements",
+  fail(f, BOUNDS, where, 0,
+       "%s[%lld]: %s {0} %s %u bytes outside of the buffer, which has %llu elements",
        near->name, (long long)index, me, VERB[access], size,
        (unsigned long long)(near->bytes / near->item));
 }
