@@ -89,7 +89,9 @@ def build(module: str, seed: int = 0, **options: Any) -> nn.Module:
     model = source.Model(args)
     weights = sorted(tree_flatten(model.parameters()))
     keys = mx.random.split(mx.random.key(seed), len(weights))
-    model.load_weights([(name, _random(name, w, key)) for (name, w), key in zip(weights, keys)])
+    model.load_weights(
+        [(name, _random(name, w, key)) for (name, w), key in zip(weights, keys, strict=True)]
+    )
     mx.eval(model.parameters())
     return model
 

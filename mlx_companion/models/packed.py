@@ -190,5 +190,5 @@ def _agrees(model: nn.Module) -> bool:
 
 
 def _full_precision(model: nn.Module) -> bool:
-    weights: list[tuple[str, mx.array]] = tree_flatten(model.parameters())
-    return not any(w.dtype in (mx.bfloat16, mx.float16) for _, w in weights)
+    weights: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
+    return not any(w.dtype in (mx.bfloat16, mx.float16) for w in weights.values())

@@ -18,9 +18,10 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
-from mlx_companion.errors import ConfigError, DataError
+from mlx_companion.errors import ConfigError
 from mlx_companion.runtime.seeds import derive_seed
 from mlx_companion.text.encode import Encoded
+from mlx_companion.text.row_sizes import row_sizes
 
 PAD_TOKEN = 0
 # Measured on log-normal lengths: at 0.1 epochs share 1-14 % of their batches (0: 30-91 %) and
@@ -95,6 +96,9 @@ class LengthBuckets:
         pad_to: padded lengths are rounded up to a multiple of this, so that a backend which
             compiles one program per shape compiles fewer.
 
+    Attributes:
+        lengths: (N,) tokens of each sample.
+
     Raises:
         ConfigError: a limit is less than 1.
         DataError: no samples, or one without a target (its mean loss would be 0/0).
@@ -113,17 +117,14 @@ class LengthBuckets:
             _at_least_one(name, value)
         if max_rows is not None:
             _at_least_one("max_rows", max_rows)
-        if not encoded:
-            raise DataError("no samples to make batches of; check what was dropped and why")
-        empty = [index for index, sample in enumerate(encoded) if not any(sample.targets)]
-        if empty:
-            raise DataError(f"sample {empty[0]} has no token to train on; drop it first")
+        sizes = row_sizes(encoded)
         self.encoded = encoded
         self.batch_tokens = batch_tokens
         self.max_rows = len(encoded) if max_rows is None else max_rows
         self.seed = seed
         self.pad_to = pad_to
-        self._lengths = np.array([len(sample.tokens) for sample in encoded])
+        self.lengths = sizes.lengths
+        self._target_count = int(sizes.targets.sum())
 
     @property
     def rows(self) -> int:
@@ -133,14 +134,14 @@ class LengthBuckets:
     @property
     def target_count(self) -> int:
         """Targets of an epoch."""
-        return sum(row.target_count for row in self.encoded)
+        return self._target_count
 
     def epoch(self, number: int) -> list[tuple[int, ...]]:
         """The batches of one epoch, as sample indices; each sample is in exactly one batch."""
         rng = np.random.default_rng(derive_seed(self.seed, "batches", number))
-        shuffled = rng.permutation(len(self._lengths))
+        shuffled = rng.permutation(len(self.lengths))
         noise = 1 + _LENGTH_NOISE * rng.random(len(shuffled))
-        by_length = shuffled[np.argsort(self._lengths[shuffled] * noise, kind="stable")]
+        by_length = shuffled[np.argsort(self.lengths[shuffled] * noise, kind="stable")]
         plan = self._fill(by_length.tolist())
         return [plan[at] for at in rng.permutation(len(plan))]
 
@@ -155,7 +156,7 @@ class LengthBuckets:
 
     def tokens(self, indices: Sequence[int]) -> int:
         """Tokens of those rows, padding excluded."""
-        return int(self._lengths[list(indices)].sum())
+        return int(self.lengths[list(indices)].sum())
 
     def slots(self, indices: Sequence[int]) -> int:
         """The same, padding included."""
@@ -166,18 +167,18 @@ class LengthBuckets:
         return 1 - sum(map(self.tokens, plan)) / sum(map(self.slots, plan))
 
     def _width(self, rows: Sequence[int]) -> int:
-        return _round_up(int(self._lengths[list(rows)].max()), self.pad_to)
+        return _round_up(int(self.lengths[list(rows)].max()), self.pad_to)
 
     def _fill(self, order: list[int]) -> list[tuple[int, ...]]:
         plan: list[tuple[int, ...]] = []
         rows: list[int] = []
         width = 0
         for index in order:
-            wider = max(width, _round_up(int(self._lengths[index]), self.pad_to))
+            wider = max(width, _round_up(int(self.lengths[index]), self.pad_to))
             full = len(rows) == self.max_rows or (len(rows) + 1) * wider > self.batch_tokens
             if rows and full:
                 plan.append(tuple(rows))
-                rows, wider = [], _round_up(int(self._lengths[index]), self.pad_to)
+                rows, wider = [], _round_up(int(self.lengths[index]), self.pad_to)
             rows.append(index)
             width = wider
         plan.append(tuple(rows))

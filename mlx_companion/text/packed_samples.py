@@ -22,9 +22,10 @@ from itertools import pairwise
 import mlx.core as mx
 import numpy as np
 
-from mlx_companion.errors import ConfigError, DataError
+from mlx_companion.errors import ConfigError
 from mlx_companion.runtime.seeds import derive_seed
 from mlx_companion.text.encode import Encoded
+from mlx_companion.text.row_sizes import row_sizes
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,9 @@ class PackedSamples:
         max_samples: most samples in a row; None for no limit.
         seed: with the epoch number, decides every plan.
 
+    Attributes:
+        lengths: (N,) tokens of each sample.
+
     Raises:
         ConfigError: a limit is less than 1.
         DataError: no samples, or one without a target.
@@ -105,16 +109,13 @@ class PackedSamples:
         for name, value in (("row_tokens", row_tokens), ("max_samples", max_samples)):
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be 1 or more, got {value}")
-        if not encoded:
-            raise DataError("no samples to pack; check what was dropped and why")
-        empty = [index for index, sample in enumerate(encoded) if not any(sample.targets)]
-        if empty:
-            raise DataError(f"sample {empty[0]} has no token to train on; drop it first")
+        sizes = row_sizes(encoded)
         self.encoded = encoded
         self.row_tokens = row_tokens
         self.max_samples = len(encoded) if max_samples is None else max_samples
         self.seed = seed
-        self._lengths = np.array([len(sample.tokens) for sample in encoded])
+        self.lengths = sizes.lengths
+        self._target_count = int(sizes.targets.sum())
 
     @property
     def rows(self) -> int:
@@ -124,13 +125,13 @@ class PackedSamples:
     @property
     def target_count(self) -> int:
         """Targets of an epoch."""
-        return sum(sample.target_count for sample in self.encoded)
+        return self._target_count
 
     def epoch(self, number: int) -> list[tuple[int, ...]]:
         """The rows of one epoch, as sample indices; each sample is in exactly one row."""
         rng = np.random.default_rng(derive_seed(self.seed, "packs", number))
-        order = rng.permutation(len(self._lengths))
-        plan = best_fit(self._lengths, order, self.row_tokens, self.max_samples)
+        order = rng.permutation(len(self.lengths))
+        plan = best_fit(self.lengths, order, self.row_tokens, self.max_samples)
         return [tuple(plan[at]) for at in rng.permutation(len(plan))]
 
     def batch(self, indices: Sequence[int]) -> PackedRow:
@@ -139,7 +140,7 @@ class PackedSamples:
 
     def tokens(self, indices: Sequence[int]) -> int:
         """Tokens of those samples."""
-        return int(self._lengths[list(indices)].sum())
+        return int(self.lengths[list(indices)].sum())
 
     def slots(self, indices: Sequence[int]) -> int:
         """The same: there is no padding."""

@@ -117,6 +117,11 @@ class TrainConfig:
             a C++ compiler at that, so it pays only where few shapes occur.
         pad_to: row lengths are rounded up to a multiple of this, so that fewer shapes occur;
             None for 1, or 32 where steps are compiled.
+        packing: samples one after the other in rows of up to `batch_tokens`, without padding,
+            instead of batches of like length; see `docs/data.md`. An architecture that cannot do
+            it gets those batches, and a warning.
+        stream: encode a data file to the disk once and read batches from there; None for data of
+            64 MB and more. What is computed is the same.
         sharding: what several ranks (`training.distributed`) hold: "none", all of the model each;
             or "full", a part of every block's matrices, gradients and optimizer state each.
 
@@ -163,6 +168,8 @@ class TrainConfig:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     compile: bool = False
     pad_to: int | None = None
+    packing: bool = False
+    stream: bool | None = None
     sharding: Sharding = "none"
 
     def __post_init__(self) -> None:
@@ -177,6 +184,9 @@ class TrainConfig:
         self._check("max_bad_steps", self.max_bad_steps >= 1, "1 or more")
         self._check("max_tokens", self.max_tokens >= 2, "2 or more")
         self._check("lr", 0 < self.lr < 1, "between 0 and 1")
+        # Every packed row has a shape of its own.
+        fits = not (self.packing and self.compile)
+        self._check("packing", fits, "false where steps are compiled")
         self._check("eps", self.eps > 0, "over 0")
         for name in ("warmup_ratio", "initial_lr_ratio", "final_lr_ratio"):
             self._check(name, 0 <= getattr(self, name) <= 1, "from 0 to 1")

@@ -1,30 +1,34 @@
-"""From files or samples to batches, held-out rows and a report of what became of the data."""
+"""From files or samples to batches, held-out rows and a report of what became of the data.
+
+Data is read into memory, or streamed from the disk where it is large; batches are rows of like
+length, or packed rows. `docs/data.md` says which, when.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mlx_companion.errors import DataError
-from mlx_companion.runtime.seeds import derive_seed
-from mlx_companion.text import (
-    Encoded,
-    EncodeReport,
-    LengthBuckets,
-    Sample,
-    encode_samples,
-    read_samples,
-)
+from mlx_companion.text import Encoded, LengthBuckets, Sample
+from mlx_companion.text.packed_samples import PackedSamples
+from mlx_companion.text.streaming import StoredRows
 from mlx_companion.training.config import TrainConfig
+from mlx_companion.training.data_sets import (
+    Data,
+    EncodedSet,
+    check_stream,
+    held_out,
+    keys_of,
+    sample_set,
+)
 
-Data = str | Path | Sequence[Sample]
-_REASONS_SHOWN = 3
+__all__ = ["Data", "DataReport", "Rows", "TrainingData", "hold_out", "prepare_data"]
+
+Rows = LengthBuckets | PackedSamples
 
 
 @dataclass(frozen=True)
@@ -94,8 +98,8 @@ class DataReport:
 class TrainingData:
     """Batches, report, and a hash over every token and mask."""
 
-    train: LengthBuckets
-    valid: LengthBuckets | None
+    train: Rows
+    valid: Rows | None
     report: DataReport
     sha256: str
 
@@ -113,115 +117,96 @@ def prepare_data(
         data: a file, a folder or samples.
         valid: the same, or the share of `data` to hold out, or None.
         tokenizer: of the model.
-        config: `max_tokens`, `batch_tokens`, `max_rows`, `seed` are read.
-        pad_to: row lengths are rounded up to a multiple of this.
+        config: `max_tokens`, `batch_tokens`, `max_rows`, `packing`, `stream`, `seed` are read.
+        pad_to: row lengths are rounded up to a multiple of this; packed rows are not.
 
     Raises:
         DataError: a file is malformed, or nothing is left to train on or to hold out.
+        ConfigError: samples in memory are to be streamed.
+        DiskFullError: no space for streamed data; started again it goes on where it stopped.
     """
-    samples = _samples(data)
-    held_out: Sequence[Sample] = []
+    check_stream(data, config.stream)
+    whole = sample_set(data, tokenizer, config.max_tokens, config.stream)
+    other: EncodedSet | None = None
     if isinstance(valid, int | float):
-        samples, held_out = hold_out(samples, float(valid), config.seed)
-    elif valid is not None:
-        held_out = _samples(valid)
-    rows, report = encode_samples(samples, tokenizer, config.max_tokens)
-    valid_rows, valid_report = encode_samples(held_out, tokenizer, config.max_tokens)
-    _check_left("training", rows, report)
-    if held_out:
-        _check_left("held-out", valid_rows, valid_report)
-    options: dict[str, Any] = {
-        "batch_tokens": config.batch_tokens,
-        "max_rows": config.max_rows,
-        "pad_to": pad_to,
-        "seed": config.seed,
-    }
-    train = LengthBuckets(rows, **options)
+        apart = held_out(whole.keys, float(valid), config.seed)
+        train, other = whole.encoded(~apart), whole.encoded(apart)
+    else:
+        train = whole.encoded()
+        if valid is not None:
+            other = sample_set(valid, tokenizer, config.max_tokens, config.stream).encoded()
+    train.sizes("training")
+    if other is not None and len(other.keys):
+        other.sizes("held-out")
+    rows = _batched(train, config, pad_to)
+    found = other if other is not None and len(other.rows) else None
     return TrainingData(
-        train,
-        LengthBuckets(valid_rows, **options) if valid_rows else None,
-        _report(samples, held_out, train, report, valid_report),
-        _hash(rows, valid_rows),
+        rows,
+        None if found is None else _batched(found, config, pad_to),
+        _report(train, other, rows),
+        _hash(train.rows, found.rows if found else ()),
     )
 
 
 def hold_out(
     samples: Sequence[Sample], share: float, seed: int
 ) -> tuple[list[Sample], list[Sample]]:
-    """Split off a share of the samples, at least one; equal samples stay on one side.
+    """Split off a share of the samples; equal samples all go to the same side.
 
     Args:
-        samples: all of them.
-        share: over 0, under 1.
+        samples: training samples.
+        share: between 0 and 1; at least one sample is held out and one is left.
         seed: decides which.
 
     Returns:
-        (to train on, held out), each in the order given.
+        (training, held out), each in the order given.
 
     Raises:
         DataError: the share is out of range, or fewer than two different samples were given.
     """
-    if not 0 < share < 1:
-        raise DataError(f"the held-out share is {share}; expected more than 0 and less than 1")
-    contents = list(dict.fromkeys(_content(sample) for sample in samples))
-    if len(contents) < 2:
-        raise DataError(
-            f"{len(contents)} different samples cannot be split into training and held-out ones; "
-            "give more samples, or no held-out share"
+    apart = held_out(keys_of(samples), share, seed).tolist()
+    pairs = list(zip(samples, apart, strict=True))
+    return [s for s, out in pairs if not out], [s for s, out in pairs if out]
+
+
+def _batched(encoded: EncodedSet, config: TrainConfig, pad_to: int) -> Rows:
+    if config.packing:
+        return PackedSamples(
+            encoded.rows,
+            row_tokens=config.batch_tokens,
+            max_samples=config.max_rows,
+            seed=config.seed,
         )
-    order = np.random.default_rng(derive_seed(seed, "hold-out")).permutation(len(contents))
-    count = min(len(contents) - 1, math.ceil(share * len(contents)))
-    chosen = {contents[at] for at in order[:count].tolist()}
-    train = [sample for sample in samples if _content(sample) not in chosen]
-    return train, [sample for sample in samples if _content(sample) in chosen]
+    return LengthBuckets(
+        encoded.rows,
+        batch_tokens=config.batch_tokens,
+        max_rows=config.max_rows,
+        pad_to=pad_to,
+        seed=config.seed,
+    )
 
 
-def _samples(data: Data) -> Sequence[Sample]:
-    return read_samples(data) if isinstance(data, str | Path) else data
-
-
-def _content(sample: Sample) -> tuple[Any, ...]:
-    return sample.messages, sample.text
-
-
-def _check_left(kind: str, rows: Sequence[Encoded], report: EncodeReport) -> None:
-    if not rows:
-        reasons = "; ".join(_reasons(report)) or "none was given"
-        raise DataError(f"no {kind} row is left: {reasons}")
-
-
-def _reasons(report: EncodeReport) -> tuple[str, ...]:
-    shown = report.dropped[:_REASONS_SHOWN]
-    return tuple(f"{drop.source}: {drop.reason}" if drop.source else drop.reason for drop in shown)
-
-
-def _report(
-    samples: Sequence[Sample],
-    held_out: Sequence[Sample],
-    train: LengthBuckets,
-    report: EncodeReport,
-    valid: EncodeReport,
-) -> DataReport:
-    lengths = sorted(len(row.tokens) for row in train.encoded)
-    different = {_content(sample) for sample in samples}
+def _report(train: EncodedSet, valid: EncodedSet | None, rows: Rows) -> DataReport:
+    lengths = np.sort(rows.lengths)
+    different = np.unique(train.keys)
     return DataReport(
-        samples=len(samples),
-        duplicates=len(samples) - len(different),
-        leaked=sum(_content(sample) in different for sample in held_out),
-        rows=report.kept,
-        tokens=report.tokens,
-        targets=report.targets,
-        shortest=lengths[0],
-        median=lengths[len(lengths) // 2],
-        longest=lengths[-1],
-        truncated=report.truncated,
-        split=report.split,
-        dropped=len(report.dropped),
-        reasons=_reasons(report),
-        padding=train.padding_share(train.epoch(0)),
-        valid_rows=valid.kept,
-        valid_targets=valid.targets,
-        valid_dropped=len(valid.dropped),
+        samples=len(train.keys),
+        duplicates=len(train.keys) - len(different),
+        leaked=0 if valid is None else int(np.isin(valid.keys, different).sum()),
+        rows=rows.rows,
+        tokens=int(lengths.sum()),
+        targets=rows.target_count,
+        shortest=int(lengths[0]),
+        median=int(lengths[len(lengths) // 2]),
+        longest=int(lengths[-1]),
+        truncated=train.truncated,
+        split=train.split,
+        dropped=train.dropped,
+        reasons=train.reasons,
+        padding=rows.padding_share(rows.epoch(0)),
+        valid_rows=0 if valid is None else len(valid.rows),
+        valid_targets=0 if valid is None else int(valid.target_count),
+        valid_dropped=0 if valid is None else valid.dropped,
     )
 
 
@@ -229,8 +214,16 @@ def _hash(*sets: Sequence[Encoded]) -> str:
     digest = hashlib.sha256()
     for rows in sets:
         digest.update(len(rows).to_bytes(8, "little"))
-        for row in rows:
-            digest.update(len(row.tokens).to_bytes(8, "little"))
-            digest.update(np.array(row.tokens, dtype="<i4").tobytes())
-            digest.update(np.array(row.targets, dtype=bool).tobytes())
+        for tokens, targets in _arrays(rows):
+            digest.update(len(tokens).to_bytes(8, "little"))
+            digest.update(tokens.astype("<i4").tobytes())
+            digest.update(targets.astype(bool).tobytes())
     return digest.hexdigest()
+
+
+def _arrays(rows: Sequence[Encoded]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    if isinstance(rows, StoredRows):
+        yield from map(rows.arrays, range(len(rows)))
+        return
+    for row in rows:
+        yield np.array(row.tokens), np.array(row.targets)
