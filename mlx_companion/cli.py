@@ -253,6 +253,7 @@ def finetune(
     from mlx_companion.models import DEFAULT_MODEL
     from mlx_companion.runtime.monitor import ResourceMonitor
     from mlx_companion.training import finetune as train_adapter
+    from mlx_companion.training.distributed import join
     from mlx_companion.training.settings import FinetuneConfig
 
     lora = {"lora.rank": rank, "lora.alpha": alpha, "lora.layers": layers}
@@ -285,7 +286,8 @@ def finetune(
             monitor=ResourceMonitor(settings.limits),
             track=("local", *(track or ())),
         )
-    print(f"adapter: {result.adapter}")
+    if join().first:
+        print(f"adapter: {result.adapter}")
 
 
 app.command(rich_help_panel=LEARN)(tune)

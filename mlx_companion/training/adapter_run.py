@@ -31,6 +31,7 @@ from mlx_companion.runtime.monitor import ResourceMonitor
 from mlx_companion.runtime.stop import NEVER, StopSwitch
 from mlx_companion.training.callbacks import Callback, MetricsLog
 from mlx_companion.training.config import TrainConfig
+from mlx_companion.training.distributed import Ranks, join
 from mlx_companion.training.finetune import (
     ADAPTER,
     CHECKPOINTS,
@@ -41,6 +42,7 @@ from mlx_companion.training.finetune import (
     read_result,
     run_hash,
 )
+from mlx_companion.training.joint_runs import joint_run, share_adapter, shared_result, watching
 from mlx_companion.training.loss_metrics import LossMetricsLog
 from mlx_companion.training.losses import Loss
 from mlx_companion.training.progress import RichProgress
@@ -86,15 +88,13 @@ def train_adapter(
         as `finetune`.
     """
     lora, train, out = lora or LoraConfig(), train or TrainConfig(), Path(out)
-    run = _Run(lm, out, lora, train, data_sha256, dict(about or {}))
-    with _alone(out):
+    ranks = join()
+    run = _Run(lm, out, lora, train, data_sha256, dict(about or {}), ranks)
+    with joint_run(ranks, lambda: _alone(out)):
         finished = run.finished() if resume else None
         if finished is not None:
             return finished
-        watching = [MetricsLog(out / METRICS), *run.trackers(track), *callbacks]
-        if hasattr(loss, "metrics"):
-            watching.append(LossMetricsLog(loss.metrics, out / LOSS_METRICS))
-        watching += [RichProgress()] if progress else []
+        noting = watching(ranks, lambda: run.watching(loss, track, progress))
         detach(lm.model)
         attach(lm.model, lora, seed=train.seed)
         try:
@@ -104,13 +104,14 @@ def train_adapter(
                 valid=valid,
                 loss=loss,
                 config=train,
-                callbacks=watching,
+                callbacks=[*noting, *callbacks],
                 monitor=monitor,
                 stop=stop,
                 checkpoints=out / CHECKPOINTS,
                 run_hash=run.hash,
+                ranks=ranks,
             )
-            atomic_write_json(out / RUN, run.described())
+            ranks.on_first(lambda: atomic_write_json(out / RUN, run.described()), "write run.json")
             return run.write(trainer.run(resume=resume))
         except BaseException:
             detach(lm.model)
@@ -137,6 +138,7 @@ class _Run:
     train: TrainConfig
     data_sha256: str
     about: dict[str, Any]
+    ranks: Ranks
 
     @property
     def hash(self) -> str:
@@ -159,8 +161,22 @@ class _Run:
         settings = {name: about.pop(name) for name in ("lora", "train")}
         return trackers_for(names, self.out, self.hash, settings, about)
 
+    def watching(self, loss: Loss, track: Iterable[str], progress: bool) -> list[Callback]:
+        """What writes and shows."""
+        found: list[Callback] = [MetricsLog(self.out / METRICS), *self.trackers(track)]
+        if hasattr(loss, "metrics"):
+            found.append(LossMetricsLog(loss.metrics, self.out / LOSS_METRICS))
+        return found + ([RichProgress()] if progress else [])
+
     def finished(self) -> TrainResult | None:
         """The result of this run, if it is finished and sound."""
+        found = self.ranks.on_first(self._finished, "use the result that is there")
+        found = shared_result(self.ranks, TrainResult, found)
+        if found is not None:
+            share_adapter(self.ranks, self.lm.model, self.lora)
+        return found
+
+    def _finished(self) -> TrainResult | None:
         result = read_result(self.out)
         if result is None:
             return None
@@ -176,6 +192,13 @@ class _Run:
         return result
 
     def write(self, summary: TrainSummary) -> TrainResult:
+        """Write the adapter and the result, on rank 0; every rank gets the result."""
+        result = self.ranks.on_first(lambda: self._write(summary), "write the adapter")
+        shared = shared_result(self.ranks, TrainResult, result)
+        assert shared is not None
+        return shared
+
+    def _write(self, summary: TrainSummary) -> TrainResult:
         extra = {"run_hash": self.hash, "steps": summary.steps, "train_loss": summary.train_loss}
         sha256 = save_adapter(
             self.out / ADAPTER, self.lm.model, self.lora, self.lm.base_sha256, extra

@@ -16,7 +16,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,9 @@ from mlx_companion.training.classifier_files import load_tuned, save_tuned
 from mlx_companion.training.classifier_loss import ClassifierLoss, labelled_rows
 from mlx_companion.training.classifier_scores import Scores, score
 from mlx_companion.training.config import TrainConfig
+from mlx_companion.training.distributed import Ranks, join
 from mlx_companion.training.finetune import CHECKPOINTS, METRICS, RESULT, RUN, run_hash
+from mlx_companion.training.joint_runs import joint_run, share_adapter, shared_result, watching
 from mlx_companion.training.progress import RichProgress
 from mlx_companion.training.tracking import trackers_for
 from mlx_companion.training.trainer import Trainer
@@ -130,7 +133,7 @@ def train_classifier(
         CheckpointError: `out` holds another run.
         Stopped, DiskFullError, TrainingError: as for `finetune`.
     """
-    config, out = config or ClassifyConfig(), Path(out)
+    config, out, ranks = config or ClassifyConfig(), Path(out), join()
     train, held_out = _labelled(data), None if valid is None else _labelled(valid)
     lm = model if isinstance(model, LanguageModel) else load(model)
     detach(lm.model)
@@ -138,9 +141,9 @@ def train_classifier(
     attach(lm.model, config.lora, seed=config.train.seed)
     try:
         classifier = Classifier(lm, _shape(train, config))
-        return _Run(out, classifier, lm, config, train, held_out).train(
-            resume, stop, monitor, callbacks, progress, track
-        )
+        run = _Run(out, classifier, lm, config, train, held_out, ranks)
+        with joint_run(ranks, nullcontext):
+            return run.train(resume, stop, monitor, callbacks, progress, track)
     except BaseException:
         detach(lm.model)
         raise
@@ -157,7 +160,9 @@ class _Run:
         config: ClassifyConfig,
         train: Labelled,
         valid: Labelled | None,
+        ranks: Ranks,
     ) -> None:
+        self.ranks = ranks
         self.out, self.classifier, self.lm, self.config = out, classifier, lm, config
         self.data, self.valid = train, valid
         settings = {name: v for name, v in to_dict(config).items() if name not in ("lora", "train")}
@@ -175,33 +180,48 @@ class _Run:
     ) -> ClassifyResult:
         finished = self.finished() if resume else None
         if finished is not None:
-            load_tuned(finished.folder, self.lm)
             return finished
-        self.out.mkdir(parents=True, exist_ok=True)
         about = self.about()
-        settings = {"lora": about["lora"], "train": about["train"]}
-        watching = [
-            MetricsLog(self.out / METRICS),
-            *trackers_for(track, self.out, self.hash, settings, about),
-            *callbacks,
-            *([RichProgress()] if progress else []),
-        ]
+        noting = watching(self.ranks, lambda: self.watching(about, track, progress))
         trainer = Trainer(
             self.classifier,
             self.rows(self.data),
             valid=None if self.valid is None else self.rows(self.valid),
             loss=ClassifierLoss(label_smoothing=self.config.label_smoothing),
             config=self.config.train,
-            callbacks=watching,
+            callbacks=[*noting, *callbacks],
             monitor=monitor,
             stop=stop,
             checkpoints=self.out / CHECKPOINTS,
             run_hash=self.hash,
+            ranks=self.ranks,
         )
-        atomic_write_json(self.out / RUN, about)
+        self.ranks.on_first(lambda: atomic_write_json(self.out / RUN, about), "write run.json")
         summary = trainer.run(resume=resume)
-        scores = None if self.valid is None else score(self.classifier, self.valid, stop)
-        return self.write(summary.steps, summary.seconds, scores)
+        result = self.ranks.on_first(
+            lambda: self.write(summary.steps, summary.seconds, stop), "write the classifier"
+        )
+        shared = self.shared(result)
+        assert shared is not None
+        return shared
+
+    def watching(
+        self, about: dict[str, Any], track: Iterable[str], progress: bool
+    ) -> list[Callback]:
+        self.out.mkdir(parents=True, exist_ok=True)
+        settings = {"lora": about["lora"], "train": about["train"]}
+        return [
+            MetricsLog(self.out / METRICS),
+            *trackers_for(track, self.out, self.hash, settings, about),
+            *([RichProgress()] if progress else []),
+        ]
+
+    def shared(self, result: ClassifyResult | None) -> ClassifyResult | None:
+        """Rank 0's result on every rank."""
+        found = shared_result(self.ranks, ClassifyResult, result)
+        if found is None or not isinstance(found.valid, dict):
+            return found
+        return replace(found, valid=Scores(**found.valid))
 
     def rows(self, data: Labelled) -> Any:
         train = self.config.train
@@ -215,7 +235,9 @@ class _Run:
             seed=train.seed,
         )
 
-    def write(self, steps: int, seconds: float, scores: Scores | None) -> ClassifyResult:
+    def write(self, steps: int, seconds: float, stop: StopSwitch) -> ClassifyResult:
+        """Score the classifier and write it."""
+        scores = None if self.valid is None else score(self.classifier, self.valid, stop)
         folder = self.out / CLASSIFIER
         told = None if scores is None else asdict(scores)
         save_tuned(folder, self.classifier, {"run_hash": self.hash, "valid": told})
@@ -225,11 +247,17 @@ class _Run:
         return result
 
     def finished(self) -> ClassifyResult | None:
-        """The result of this run, if it is finished.
+        """The result of this run, if it is finished; the model then carries its adapter.
 
         Raises:
             CheckpointError: the folder holds the result of another run.
         """
+        found = self.shared(self.ranks.on_first(self._finished, "use the result that is there"))
+        if found is not None:
+            share_adapter(self.ranks, self.lm.model, self.config.lora)
+        return found
+
+    def _finished(self) -> ClassifyResult | None:
         try:
             values = json.loads((self.out / RESULT).read_text(encoding="utf-8"))
             scores = values["valid"] and Scores(**values["valid"])
@@ -242,6 +270,7 @@ class _Run:
                 f"{self.out} holds the result of another run: its model, data or settings are not "
                 "those given; choose another output folder, or start over with resume=False"
             )
+        load_tuned(result.folder, self.lm)
         return result
 
     def about(self) -> dict[str, Any]:

@@ -13,6 +13,8 @@ The output folder belongs to one run:
 Started again with the same arguments, after Ctrl-C, a `kill -9` or a power cut, it goes on from
 the last checkpoint; a finished run returns its result. Other arguments are refused, unless
 `resume=False` says to start over.
+
+Started by `mlx.launch` (`training.distributed`), all ranks train the one adapter; rank 0 writes.
 """
 
 from __future__ import annotations
@@ -41,6 +43,8 @@ from mlx_companion.runtime.stop import NEVER, StopSwitch
 from mlx_companion.training.callbacks import Callback, MetricsLog
 from mlx_companion.training.config import TrainConfig
 from mlx_companion.training.data import Data, TrainingData, prepare_data
+from mlx_companion.training.distributed import Ranks, join
+from mlx_companion.training.joint_runs import joint_run, share_adapter, shared_result, watching
 from mlx_companion.training.losses import Loss
 from mlx_companion.training.progress import RichProgress
 from mlx_companion.training.state import TrainSummary
@@ -53,8 +57,8 @@ METRICS = "metrics.jsonl"
 RESULT = "result.json"
 RUN = "run.json"
 
-# Settings that say when to write, not what to compute.
-_NOT_IDENTITY = {"save_every", "keep_last"}
+# Settings that say when to write, or who holds what; not what to compute.
+_NOT_IDENTITY = {"save_every", "keep_last", "sharding"}
 _COMPILED_PAD = 32
 _log = get_logger(__name__)
 
@@ -111,7 +115,7 @@ def finetune(
         resume: go on where an interrupted run in `out` was; False starts over.
         stop: kill switch; the run ends after a checkpoint.
         monitor: battery, memory and CPU ceilings, looked at between steps.
-        callbacks: more to watch the run with.
+        callbacks: more to watch the run with, on every rank.
         progress: show the data report and a live line on standard error.
         track: where the run is noted, see `training.tracking`: "local" (the book that
             `mlx-companion runs` shows), "mlflow", "wandb", "trackio".
@@ -130,22 +134,24 @@ def finetune(
         Stopped: the kill switch was thrown.
     """
     lora, train = lora or LoraConfig(), train or TrainConfig()
-    lm = model if isinstance(model, LanguageModel) else load(model, dtype=_dtype(train))
+    # First of all: the ranks look for each other for half a minute only.
+    ranks = join()
+    lm = model if isinstance(model, LanguageModel) else _load(model, train, ranks)
     pad_to = train.pad_to or (_COMPILED_PAD if train.compile else 1)
     prepared = prepare_data(data, valid, lm.tokenizer, train, pad_to)
-    run = _Run(Path(out), lm, lora, train, prepared)
-    shown = RichProgress() if progress else None
+    run = _Run(Path(out), lm, lora, train, prepared, ranks)
+    shown = RichProgress() if progress and ranks.first else None
     if shown is not None:
         shown.console.print(str(prepared.report), highlight=False)
-    with _alone(run.out):
+    with joint_run(ranks, lambda: _alone(run.out)):
         finished = run.finished() if resume else None
         if finished is not None:
             if shown is not None:
                 shown.console.print(f"The run in {run.out} is finished already.", highlight=False)
             return finished
-        watching = [MetricsLog(run.out / METRICS), *run.trackers(track), *callbacks]
-        watching += [shown] if shown else []
-        return run.train(resume, loss=loss, callbacks=watching, monitor=monitor, stop=stop)
+        noting = watching(ranks, lambda: [MetricsLog(run.out / METRICS), *run.trackers(track)])
+        watchers = [*noting, *callbacks, *([shown] if shown else [])]
+        return run.train(resume, loss=loss, callbacks=watchers, monitor=monitor, stop=stop)
 
 
 class _Run:
@@ -158,7 +164,9 @@ class _Run:
         lora: LoraConfig,
         train: TrainConfig,
         data: TrainingData,
+        ranks: Ranks,
     ) -> None:
+        self.ranks = ranks
         self.out, self.lm, self.lora, self.config, self.data = out, lm, lora, train, data
         self.hash = run_hash(lm.base_sha256, data.sha256, lora, train)
 
@@ -174,6 +182,13 @@ class _Run:
         Raises:
             CheckpointError: the folder holds the result of another run.
         """
+        found = self.ranks.on_first(self._finished, "use the result that is there")
+        found = shared_result(self.ranks, TrainResult, found)
+        if found is not None:
+            share_adapter(self.ranks, self.lm.model, self.lora)
+        return found
+
+    def _finished(self) -> TrainResult | None:
         result = read_result(self.out)
         if result is None:
             return None
@@ -215,12 +230,20 @@ class _Run:
                 stop=stop,
                 checkpoints=self.out / CHECKPOINTS,
                 run_hash=self.hash,
+                ranks=self.ranks,
             )
-            self._prepare_folder(resume, trainer)
-            return self._write(trainer.run())
+            self.ranks.on_first(lambda: self._prepare_folder(resume, trainer), "clear the folder")
+            summary = trainer.run()
+            result = self.ranks.on_first(lambda: self._write(summary), "write the adapter")
+            return self._shared(result)
         except BaseException:
             detach(model)
             raise
+
+    def _shared(self, result: TrainResult | None) -> TrainResult:
+        shared = shared_result(self.ranks, TrainResult, result)
+        assert shared is not None
+        return shared
 
     def _prepare_folder(self, resume: bool, trainer: Trainer) -> None:
         if not resume and trainer.folder is not None:
@@ -279,6 +302,12 @@ def read_result(out: str | Path) -> TrainResult | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         _log.warning("result is damaged, made again", extra={"path": str(path), "why": str(error)})
         return None
+
+
+def _load(model: str | Path, config: TrainConfig, ranks: Ranks) -> LanguageModel:
+    # Read as it is cut up: shards are smaller than what they are cut from.
+    lazy = config.sharding == "full" and not ranks.alone
+    return load(model, dtype=_dtype(config), lazy=lazy)
 
 
 def _dtype(config: TrainConfig) -> mx.Dtype | None:

@@ -36,12 +36,12 @@ def scattering(group: mx.distributed.Group) -> Iterator[bool]:
 
 
 def sum_and_take(
-    values: mx.array, *, group: mx.distributed.Group | None = None, stream: Any = None
+    x: mx.array, *, group: mx.distributed.Group | None = None, stream: Any = None
 ) -> mx.array:
     """As `mx.distributed.sum_scatter`: (N rows, ...) of each of R ranks to (N / R rows, ...)."""
     group = group or mx.distributed.init()
-    rows = values.shape[0] // group.size()
-    total = mx.distributed.all_sum(values, group=group, stream=stream)
+    rows = x.shape[0] // group.size()
+    total = mx.distributed.all_sum(x, group=group, stream=stream)
     return total[group.rank() * rows : (group.rank() + 1) * rows]
 
 

@@ -216,8 +216,13 @@ def _places(model: nn.Module) -> list[tuple[nn.Module, str]]:
         for block in _blocks(model)
         for key, child in block.items()
         if isinstance(child, nn.Module)
-        and any(value.ndim > 1 for _, value in tree_flatten(child.parameters()))
+        and _has_matrix(child)
     ]
+
+
+def _has_matrix(module: nn.Module) -> bool:
+    flat: Arrays = dict(tree_flatten(module.parameters()))
+    return any(value.ndim > 1 for value in flat.values())
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:
@@ -231,7 +236,7 @@ def _blocks(module: nn.Module) -> Iterator[nn.Module]:
 
 def _wrap(parent: nn.Module, key: str, ranks: Ranks) -> _Wrapped:
     child: nn.Module = parent[key]
-    trained = dict(tree_flatten(child.trainable_parameters()))
+    trained: Arrays = dict(tree_flatten(child.trainable_parameters()))
     frozen = [
         (module, name)
         for path, module in child.named_modules()
