@@ -7,7 +7,7 @@ rows = weight.rows(ids)                 # gathered rows, dequantized
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -81,7 +81,7 @@ class Matrix(NamedTuple):
             return self.weight
         return mx.dequantize(self.weight, self.scales, self.biases, **self._form())
 
-    def _form(self) -> dict[str, object]:
+    def _form(self) -> dict[str, Any]:
         return {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
 
 

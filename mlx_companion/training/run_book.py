@@ -219,7 +219,8 @@ class RunBook:
         about = _read_json(path / "run.json")
         if about is None or "run_hash" not in about:
             raise DataError("it holds no run.json of a run", path=path)
-        settings = {name: about.pop(name) for name in ("lora", "train") if name in about}
+        parts = ("lora", "train")
+        settings: dict[str, Any] = {n: about.pop(n) for n in parts if n in about}
         readings = list(_logged(path / "metrics.jsonl"))
         step = max((at for _, at, _ in readings), default=0)
         run = run_id(path, about["run_hash"])
