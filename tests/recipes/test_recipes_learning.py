@@ -7,14 +7,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 from mlx_companion.training.classifier_files import load_tuned
 from mlx_companion.training.teacher_stub import StubAnswer, completion, teacher_stub
-from recipes import classify_intents, distill
+from recipes import classify_intents, distill, rl_reasoning
 
 
 def run(recipe: Any, out: Path, *arguments: str) -> None:
@@ -151,3 +153,64 @@ def test_a_killed_run_asks_only_for_the_rest(tmp_path: Path, repository: Path) -
         assert len(stub.requests) - before == 64 - kept
     assert len({row["key"] for row in rows(replies)}) == 64
     assert report(tmp_path / "run")["steps"] == 3
+
+
+class Sums:
+    """A task in the form of reasoning-gym's."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.entries = [
+            {"question": f"{n} + {seed}?", "answer": str(n + seed), "metadata": {"n": n}}
+            for n in range(size)
+        ]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self.entries)
+
+    def score_answer(self, answer: str, entry: dict[str, Any]) -> float:
+        assert entry["answer"].isdigit()
+        return 1.0 if answer == entry["answer"] else len(answer) / 100
+
+
+def create_dataset(name: str, size: int, seed: int) -> Sums:
+    if name != "chain_sum":
+        raise ValueError(f"Dataset '{name}' not registered")
+    return Sums(size, seed)
+
+
+@pytest.fixture
+def gym(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("reasoning_gym")
+    module.create_dataset = create_dataset  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "reasoning_gym", module)
+
+
+@pytest.mark.usefixtures("gym")
+def test_answers_are_rewarded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(rl_reasoning, tmp_path)
+    found = report(tmp_path)
+    assert found["steps"] == 2
+    assert 0 < found["before"] < 1
+    assert "round 0: reward" in capsys.readouterr().out
+    before = (tmp_path / "result.json").read_text()
+    run(rl_reasoning, tmp_path)
+    assert (tmp_path / "result.json").read_text() == before
+    assert report(tmp_path) == found
+
+
+@pytest.mark.usefixtures("gym")
+def test_an_unknown_task_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="error: --task sums: Dataset 'sums' not registered"):
+        run(rl_reasoning, tmp_path, "--task", "sums")
+
+
+def test_a_missing_gym_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "reasoning_gym", None)
+    with pytest.raises(SystemExit, match=r'pip install "mlx-companion\[reasoning\]"'):
+        run(rl_reasoning, tmp_path)
+
+
+def test_a_real_task_can_be_checked(tmp_path: Path) -> None:
+    pytest.importorskip("reasoning_gym", reason="extra `reasoning`")
+    run(rl_reasoning, tmp_path)
+    assert report(tmp_path)["task"] == "chain_sum"
