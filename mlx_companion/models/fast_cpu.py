@@ -23,7 +23,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_companion.kernels.fast_math import raw_sigmoid, raw_softmax, wanted
-from mlx_companion.models.swapped import ATTENTION, SWIGLU, functions_of, home_of, swapped
+from mlx_companion.models.swapped import ATTENTION, SWIGLU, functions_of, swapped
 
 _MASKED = -1e9
 
@@ -173,8 +173,8 @@ def _ours(queries: mx.array, keys: mx.array, values: mx.array) -> bool:
 def fast_cpu(model: nn.Module, enabled: bool | None = None) -> Iterator[bool]:
     """Run a model's SwiGLU and attention with the functions above inside the block.
 
-    The model's own source module is looked at and put back as it was afterwards; results agree
-    to float32 rounding, so other models of that family may run meanwhile.
+    The modules of its layers are looked at and put back as they were afterwards; results agree to
+    float32 rounding, so other models of that family may run meanwhile.
 
     Args:
         model: an mlx-lm model.
@@ -183,12 +183,10 @@ def fast_cpu(model: nn.Module, enabled: bool | None = None) -> Iterator[bool]:
     Yields:
         Whether anything was replaced.
     """
-    home = home_of(model)
     active = wanted() if enabled is None else enabled
-    originals = functions_of(home) if active else {}
-    ours = {name: _REPLACEMENTS[name](original) for name, original in originals.items()}
-    with swapped(home, ours):
-        yield bool(ours)
+    now = functions_of(model) if active else {}
+    with swapped({place: _REPLACEMENTS[place.name](function) for place, function in now.items()}):
+        yield bool(now)
 
 
 def _weights(q: mx.array, k: mx.array, bias: mx.array) -> mx.array:
@@ -212,18 +210,23 @@ def _bias(mask: str | mx.array | None, queries: int, keys: int) -> mx.array:
 
 def _attention_for(original: Callable[..., mx.array]) -> Callable[..., mx.array]:
     def scaled_dot_product_attention(
-        queries: mx.array, keys: Any, values: Any, cache: Any = None, **options: Any
+        queries: mx.array,
+        keys: Any,
+        values: Any,
+        cache: Any,
+        scale: float,
+        mask: Any,
+        sinks: mx.array | None = None,
     ) -> mx.array:
-        mask = options.get("mask")
         simple = (
-            options.get("sinks") is None
+            sinks is None
             and isinstance(keys, mx.array)
             and queries.dtype == keys.dtype == values.dtype == mx.float32
             and (mask is None or isinstance(mask, str) or _plain(mask, queries))
         )
         if not simple:
-            return original(queries, keys, values, cache=cache, **options)
-        return attention(queries, keys, values, options["scale"], mask)
+            return original(queries, keys, values, cache, scale, mask, sinks)
+        return attention(queries, keys, values, scale, mask)
 
     return scaled_dot_product_attention
 

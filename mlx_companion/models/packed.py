@@ -28,9 +28,9 @@ from mlx_companion.errors import ModelError
 from mlx_companion.models.heads import backbone_module, split_head
 from mlx_companion.models.pack_layout import PackLayout
 from mlx_companion.models.packed_attention import PackedAttention
-from mlx_companion.models.swapped import ATTENTION, functions_of, home_of, swapped
+from mlx_companion.models.swapped import ATTENTION, Functions, functions_of, swapped
 
-_PROBE = (5, 9, 3, 9)
+_PROBE = (5, 33, 3, 33)
 _PROBE_VOCABULARY = 31
 _TOLERANCE, _TOLERANCE_HALF = 1e-4, 0.05
 
@@ -89,10 +89,7 @@ class PackedCache:
 @contextmanager
 def packed_attention(model: nn.Module) -> Iterator[None]:
     """Let a model's attention know packed rows inside the block; others run as before."""
-    home = home_of(model)
-    now = functions_of(home)
-    ours = {ATTENTION: _dispatching(now[ATTENTION])} if ATTENTION in now else {}
-    with swapped(home, ours):
+    with swapped({place: _dispatching(inner) for place, inner in _attention_of(model).items()}):
         yield
 
 
@@ -139,13 +136,23 @@ def _name(model: nn.Module) -> str:
     return f"the architecture '{getattr(model, 'model_type', type(model).__module__)}'"
 
 
+def _attention_of(model: nn.Module) -> Functions:
+    return {place: f for place, f in functions_of(model).items() if place.name == ATTENTION}
+
+
 def _dispatching(inner: Callable[..., mx.array]) -> Callable[..., mx.array]:
     def scaled_dot_product_attention(
-        queries: mx.array, keys: Any, values: Any, cache: Any = None, **options: Any
+        queries: mx.array,
+        keys: Any,
+        values: Any,
+        cache: Any,
+        scale: float,
+        mask: Any,
+        sinks: mx.array | None = None,
     ) -> mx.array:
         if isinstance(cache, PackedCache):
-            return cache.attend(queries, keys, values, **options)
-        return inner(queries, keys, values, cache=cache, **options)
+            return cache.attend(queries, keys, values, scale, mask, sinks)
+        return inner(queries, keys, values, cache, scale, mask, sinks)
 
     return scaled_dot_product_attention
 
@@ -156,7 +163,7 @@ def _tried(model: nn.Module) -> str:
     others = sorted(kind.__name__ for kind in kinds - {KVCache, RotatingKVCache})
     if others:
         return f"its layers pass on more than keys and values ({', '.join(others)})"
-    if ATTENTION not in functions_of(home_of(model)):
+    if not _attention_of(model):
         return "its attention is not mlx-lm's scaled_dot_product_attention"
     was_training = model.training
     model.eval()

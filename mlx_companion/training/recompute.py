@@ -21,7 +21,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_companion.errors import TrainingError
-from mlx_companion.models.swapped import functions_of, home_of, swapped
+from mlx_companion.models.swapped import functions_of, swapped
 from mlx_companion.training.rng import get_random_state, set_random_state
 
 
@@ -59,13 +59,12 @@ def _layers(model: nn.Module) -> list[nn.Module]:
 
 def _checkpointed(original: type[nn.Module]) -> type[nn.Module]:
     forward = original.__call__
-    home = home_of(original)
 
     def call(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if not layer.training:
             return forward(layer, *args, **kwargs)
         start = get_random_state()
-        functions = functions_of(home)
+        functions = functions_of(layer)
         runs = 0
 
         def run(parameters: dict[str, Any], *args: Any) -> Any:
@@ -77,7 +76,7 @@ def _checkpointed(original: type[nn.Module]) -> type[nn.Module]:
             layer.update(parameters)
             try:
                 # The backward pass runs after blocks that put other functions there have ended.
-                with swapped(home, functions):
+                with swapped(functions):
                     return forward(layer, *args, **kwargs)
             finally:
                 layer.update(kept)
