@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+# The package first: it loads the BLAS, which has to happen before MLX.
 sys.path.insert(0, str(Path(__file__).parent))
 
-import mlx_companion  # noqa: F401  (loads the BLAS before MLX)
+import mlx_companion
 
 import mlx.core as mx  # isort: skip
 import mlx.nn as nn  # isort: skip
@@ -38,7 +39,7 @@ from mlx_companion.runtime.stop import StopSwitch  # isort: skip
 from mlx_companion.training import Callback, SftLoss, TrainConfig, Trainer  # isort: skip
 from mlx_companion.training.distributed import join  # isort: skip
 
-TIMEOUT = 120
+TIMEOUT = 100
 _TRIES = 3
 
 
@@ -76,19 +77,20 @@ class _Record(Callback):
 
 
 class _Killing(SftLoss):
-    """Kills its process in the middle of a step."""
+    """Kills its process in the middle of the fourth step."""
 
-    calls = 0
+    def __init__(self, trainer_of: list[Trainer]) -> None:
+        super().__init__()
+        self.trainer_of = trainer_of
 
     def __call__(self, model: nn.Module, batch: Any) -> tuple[mx.array, mx.array]:
-        self.calls += model.training
-        if self.calls == 4:
+        if model.training and self.trainer_of[0].state.step == 3:
             os.kill(os.getpid(), signal.SIGKILL)
         return super().__call__(model, batch)
 
 
 def make_model(kind: str) -> nn.Module:
-    """"lora", "quantized", "dora", or "all": every parameter trained."""
+    """ "lora", "quantized", "dora", or "all": every parameter trained."""
     model = llama(hidden_size=64, intermediate_size=128)
     if kind == "all":
         return model
@@ -127,7 +129,7 @@ def run_case(case: dict[str, Any]) -> Seen:
         model,
         buckets(14, **data),
         valid=buckets(3, seed=1, batch_tokens=512),
-        loss=_Killing() if killed else None,
+        loss=_Killing(holder) if killed else None,
         config=TrainConfig(**({"max_steps": 4, "lr": 1e-2, "eval_every": 2} | case)),
         callbacks=[record],
         stop=stop,
@@ -184,6 +186,7 @@ def _launch(size: int, folder: Path) -> tuple[list[int], str]:
     finally:
         for process in processes:
             process.kill()
+            process.communicate()
     return [process.returncode for process in processes], "\n".join(told)
 
 
