@@ -9,6 +9,7 @@ fuse       fold into the weights, with a measure of what survives rounding; repo
 io         save and load, tied to the base model by its hash
 interop    mlx-lm's adapters, in and out
 peft       PEFT's adapters, in and out; exchange: what the two share
+shrink     a smaller adapter out of a trained one
 bank       many adapters over one base, a row of the batch each
 """
 
@@ -31,6 +32,7 @@ from mlx_companion.lora.io import AdapterInfo, load_adapter, read_adapter_config
 from mlx_companion.lora.layers import LoRAEmbedding, LoRALinear
 from mlx_companion.lora.peft import export_peft, import_peft
 from mlx_companion.lora.report import FusedLayer, FuseReport
+from mlx_companion.lora.shrink import ShrinkReport, shrink
 
 __all__ = [
     "DEFAULT_TARGETS",
@@ -42,6 +44,7 @@ __all__ = [
     "LoRALinear",
     "LoraConfig",
     "PromptCaches",
+    "ShrinkReport",
     "adapter_parameters",
     "attach",
     "attached_config",
@@ -59,4 +62,5 @@ __all__ = [
     "read_adapter_config",
     "save_adapter",
     "set_multiplier",
+    "shrink",
 ]

@@ -179,12 +179,19 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_weights(path: Path, weights: Mapping[str, mx.array]) -> str:
-    """Write tensors as float32 safetensors; returns the file's SHA-256."""
+    """Write tensors as safetensors, float16 ones as they are and others as float32.
+
+    Returns:
+        SHA-256 of the file.
+    """
     from safetensors.numpy import save
 
     # safetensors writes a transposed array's memory as it lies, which is not its content.
     arrays = {
-        name: np.ascontiguousarray(np.array(weight.astype(mx.float32)))
+        name: np.ascontiguousarray(
+            # NumPy has no bfloat16.
+            np.array(weight if weight.dtype == mx.float16 else weight.astype(mx.float32))
+        )
         for name, weight in weights.items()
     }
     # Through Python's own write, whose error on a full disk says so.
