@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import mlx.nn as nn
 import numpy as np
 
+from mlx_companion.errors import ConfigError
+from mlx_companion.models.packed import why_not_packed
+from mlx_companion.runtime.logs import get_logger
 from mlx_companion.text import Encoded, LengthBuckets, Sample
 from mlx_companion.text.packed_samples import PackedSamples
 from mlx_companion.text.streaming import StoredRows
@@ -25,10 +29,20 @@ from mlx_companion.training.data_sets import (
     keys_of,
     sample_set,
 )
+from mlx_companion.training.losses import Loss, SftLoss
 
-__all__ = ["Data", "DataReport", "Rows", "TrainingData", "hold_out", "prepare_data"]
+__all__ = [
+    "Data",
+    "DataReport",
+    "Rows",
+    "TrainingData",
+    "check_packing",
+    "hold_out",
+    "prepare_data",
+]
 
 Rows = LengthBuckets | PackedSamples
+_log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,6 +62,7 @@ class DataReport:
         padding: share of token slots that are padding, 0-1.
         valid_rows, valid_targets: held-out rows and target tokens.
         valid_dropped: held-out samples left out.
+        note: what else a person should know.
     """
 
     samples: int
@@ -67,6 +82,7 @@ class DataReport:
     valid_rows: int
     valid_targets: int
     valid_dropped: int
+    note: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
@@ -91,7 +107,7 @@ class DataReport:
         if self.valid_rows:
             left_out = f", {self.valid_dropped} dropped" if self.valid_dropped else ""
             lines.append(f"{self.valid_rows} held-out rows, {self.valid_targets} targets{left_out}")
-        return "\n".join(lines)
+        return "\n".join([*lines, self.note] if self.note else lines)
 
 
 @dataclass(frozen=True)
@@ -110,6 +126,7 @@ def prepare_data(
     tokenizer: Any,
     config: TrainConfig,
     pad_to: int = 1,
+    model: nn.Module | None = None,
 ) -> TrainingData:
     """Read, split, encode and batch.
 
@@ -119,6 +136,7 @@ def prepare_data(
         tokenizer: of the model.
         config: `max_tokens`, `batch_tokens`, `max_rows`, `packing`, `stream`, `seed` are read.
         pad_to: row lengths are rounded up to a multiple of this; packed rows are not.
+        model: what will be trained; if it cannot run packed rows, they are not packed.
 
     Raises:
         DataError: a file is malformed, or nothing is left to train on or to hold out.
@@ -126,6 +144,7 @@ def prepare_data(
         DiskFullError: no space for streamed data; started again it goes on where it stopped.
     """
     check_stream(data, config.stream)
+    config, note = _packing(config, model)
     whole = sample_set(data, tokenizer, config.max_tokens, config.stream)
     other: EncodedSet | None = None
     if isinstance(valid, int | float):
@@ -143,9 +162,22 @@ def prepare_data(
     return TrainingData(
         rows,
         None if found is None else _batched(found, config, pad_to),
-        _report(train, other, rows),
+        replace(_report(train, other, rows), note=note),
         _hash(train.rows, found.rows if found else ()),
     )
+
+
+def check_packing(config: TrainConfig, loss: Loss | None) -> None:
+    """Refuse packed rows for a loss that takes other ones.
+
+    Raises:
+        ConfigError: says which loss, and what to do.
+    """
+    if config.packing and not isinstance(loss or SftLoss(), SftLoss):
+        raise ConfigError(
+            f"packing is true and the loss is {type(loss).__name__}, which takes batches of rows; "
+            "set packing to false, or use the cross-entropy of the replies (SftLoss)"
+        )
 
 
 def hold_out(
@@ -167,6 +199,15 @@ def hold_out(
     apart = held_out(keys_of(samples), share, seed).tolist()
     pairs = list(zip(samples, apart, strict=True))
     return [s for s, out in pairs if not out], [s for s, out in pairs if out]
+
+
+def _packing(config: TrainConfig, model: nn.Module | None) -> tuple[TrainConfig, str]:
+    """The settings as the model can be trained, and what to say of it."""
+    why = why_not_packed(model) if config.packing and model is not None else None
+    if why is None:
+        return config, ""
+    _log.warning("rows are not packed", extra={"why": why})
+    return replace(config, packing=False), f"batches of like length, as packing is refused: {why}"
 
 
 def _batched(encoded: EncodedSet, config: TrainConfig, pad_to: int) -> Rows:

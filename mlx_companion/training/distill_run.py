@@ -18,7 +18,7 @@ from mlx_companion.errors import ConfigError
 from mlx_companion.models.load import LanguageModel
 from mlx_companion.training.adapter_run import digest_of, train_adapter
 from mlx_companion.training.config import TrainConfig
-from mlx_companion.training.data import Data, TrainingData, prepare_data
+from mlx_companion.training.data import Data, TrainingData, check_packing, prepare_data
 from mlx_companion.training.distill import DistillLoss, Kind, vocabulary_of
 from mlx_companion.training.finetune import TrainResult
 from mlx_companion.training.teacher_cache import TaughtRows, teacher_cache
@@ -59,6 +59,7 @@ def distill_logits(
     """
     train, out = train or TrainConfig(), Path(out)
     loss = DistillLoss(kind=kind, temperature=temperature, ce_weight=ce_weight)
+    check_packing(train, loss)
     prepared = prepare_data(data, valid, student.tokenizer, train, train.pad_to or 1)
     owned = not isinstance(teacher, LanguageModel)
     lm = teacher if isinstance(teacher, LanguageModel) else teacher()

@@ -42,7 +42,7 @@ from mlx_companion.runtime.monitor import ResourceMonitor
 from mlx_companion.runtime.stop import NEVER, StopSwitch
 from mlx_companion.training.callbacks import Callback, MetricsLog
 from mlx_companion.training.config import TrainConfig
-from mlx_companion.training.data import Data, TrainingData, prepare_data
+from mlx_companion.training.data import Data, TrainingData, check_packing, prepare_data
 from mlx_companion.training.distributed import Ranks, join
 from mlx_companion.training.joint_runs import joint_run, share_adapter, shared_result, watching
 from mlx_companion.training.losses import Loss
@@ -58,7 +58,7 @@ RESULT = "result.json"
 RUN = "run.json"
 
 # Settings that say when to write, or who holds what; not what to compute.
-_NOT_IDENTITY = {"save_every", "keep_last", "sharding"}
+_NOT_IDENTITY = {"save_every", "keep_last", "sharding", "stream"}
 _COMPILED_PAD = 32
 _log = get_logger(__name__)
 
@@ -125,6 +125,7 @@ def finetune(
 
     Raises:
         ModelError: the model cannot be loaded.
+        ConfigError: settings that do not go together, such as packing with a loss over pairs.
         DataError: a data file is malformed or nothing is left of it.
         AdapterError: no layer of the model matches the adapter's targets.
         CheckpointError: `out` holds another run.
@@ -134,11 +135,12 @@ def finetune(
         Stopped: the kill switch was thrown.
     """
     lora, train = lora or LoraConfig(), train or TrainConfig()
+    check_packing(train, loss)
     # First of all: the ranks look for each other for half a minute only.
     ranks = join()
     lm = model if isinstance(model, LanguageModel) else _load(model, train, ranks)
     pad_to = train.pad_to or (_COMPILED_PAD if train.compile else 1)
-    prepared = prepare_data(data, valid, lm.tokenizer, train, pad_to)
+    prepared = prepare_data(data, valid, lm.tokenizer, train, pad_to, lm.model)
     run = _Run(Path(out), lm, lora, train, prepared, ranks)
     shown = RichProgress() if progress and ranks.first else None
     if shown is not None:

@@ -98,7 +98,7 @@ def rehearse(
     """
     lora, train = lora or LoraConfig(), train or TrainConfig()
     lm = model if isinstance(model, LanguageModel) else load_for(model, train)
-    prepared = prepare_data(data, valid, lm.tokenizer, train, train.pad_to or 1)
+    prepared = prepare_data(data, valid, lm.tokenizer, train, train.pad_to or 1, lm.model)
     detach(lm.model)
     # Packed words of quantized layers count as the numbers that they stand for.
     parameters = round(get_total_parameters(lm.model))
