@@ -90,7 +90,9 @@ def _read_mapping(path: Path) -> dict[str, Any]:
 
 
 def classify(
-    folder: Annotated[Path, typer.Argument(help="A trained classifier, or its run's folder.")],
+    classifier: Annotated[
+        str, typer.Argument(help="A trained classifier's folder, its run's, or intents.")
+    ],
     texts: Annotated[list[str] | None, typer.Argument(help="Texts; none with --jsonl.")] = None,
     jsonl: Annotated[Path | None, option("FILE", "Texts in rows, labels where known.")] = None,
     model: Annotated[str | None, option("NAME", "The model, where it is not found.")] = None,
@@ -99,19 +101,18 @@ def classify(
 ) -> None:
     """Label texts, one JSON line each; with known labels, say how many are right.
 
+    `intents` comes with the package: 150 things that people ask of an assistant, or none of them.
     Rows hold "text" and perhaps "label"; "query" and "intent" mean the same.
     """
     from mlx_companion.models import load
     from mlx_companion.training.classifier_files import load_tuned
-    from mlx_companion.training.classify import CLASSIFIER
 
     if (jsonl is None) == (not texts):
         raise ConfigError("give texts, or a file of them with --jsonl, and not both")
-    known = folder / CLASSIFIER
     with make_console(stderr=True).status("loading the model"):
         lm = None if model is None else load(model)
-        classifier = load_tuned(known if known.is_dir() else folder, lm)
-    _classify(classifier, jsonl, texts or [], top)
+        found = load_tuned(classifier, lm)
+    _classify(found, jsonl, texts or [], top)
 
 
 def _classify(classifier: Classifier, jsonl: Path | None, texts: list[str], top: int) -> None:

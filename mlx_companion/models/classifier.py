@@ -52,6 +52,9 @@ class ClassifierConfig:
         template: what a model reads; `{text}` stands for the text.
         max_tokens: texts are cut to so many tokens (those of the template come on top).
         dropout: of the vector, while training.
+        odds: how many times likelier labels are in use than they were in the training data;
+            probabilities are multiplied by them and made to sum to 1 again. A label for texts that
+            belong to none is rare in data sets and common in life.
 
     Raises:
         ConfigError: fewer than two labels, one twice, or a value out of range.
@@ -63,6 +66,7 @@ class ClassifierConfig:
     template: str = _TEXT
     max_tokens: int = 256
     dropout: float = 0.0
+    odds: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", tuple(self.labels))
@@ -78,6 +82,11 @@ class ClassifierConfig:
             raise ConfigError(f"max_tokens is {self.max_tokens}; expected 1 or more")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout is {self.dropout}; expected 0 up to, not including, 1")
+        for label, times in self.odds.items():
+            if label not in self.labels or not 0 < times < float("inf"):
+                raise ConfigError(
+                    f"odds of '{label}' are {times!r}; expected a label and a number over 0"
+                )
 
 
 @dataclass(frozen=True)
@@ -177,6 +186,9 @@ class Classifier(nn.Module):
         if isinstance(texts, str):
             raise TypeError("predict takes a list of texts, and was given one text")
         rows = [self.encode(text) for text in texts]
+        shift = mx.log(
+            mx.array([self._config.odds.get(label, 1.0) for label in self._config.labels])
+        )
         was_training = self.training
         self.eval()
         found: dict[int, Prediction] = {}
@@ -184,7 +196,8 @@ class Classifier(nn.Module):
             for batch in _batches([len(row) for row in rows], batch_tokens):
                 switch.check()
                 logits = self(*_padded([rows[i] for i in batch]))
-                for i, row in zip(batch, np.array(fast_math.softmax(logits)), strict=True):
+                shares = np.array(fast_math.softmax(logits + shift))
+                for i, row in zip(batch, shares, strict=True):
                     best = int(row.argmax())
                     found[i] = Prediction(self._config.labels[best], float(row[best]), row)
         finally:

@@ -17,11 +17,43 @@ from typing import Any
 
 from mlx_companion.errors import WeightsError
 from mlx_companion.lora import attached_config, detach, is_attached, load_adapter, save_adapter
-from mlx_companion.models.classifier import Classifier, load_classifier, read_classifier
+from mlx_companion.models.classifier import (
+    CONFIG_FILE,
+    Classifier,
+    load_classifier,
+    read_classifier,
+)
 from mlx_companion.models.load import LanguageModel, load
 from mlx_companion.runtime.files import atomic_dir
 
 ADAPTER = "adapter"
+RESULT_FOLDER = "classifier"
+# Those that come with the package.
+_PACKAGED = Path(__file__).parent / "data"
+
+
+def find_classifier(name: str | Path) -> Path:
+    """The folder of a classifier.
+
+    Args:
+        name: the folder, that of the run that made it, or the name of one that comes with the
+            package (`packaged_classifiers`).
+
+    Raises:
+        WeightsError: there is none.
+    """
+    for folder in (Path(name), Path(name) / RESULT_FOLDER, _PACKAGED / str(name)):
+        if (folder / CONFIG_FILE).is_file():
+            return folder
+    raise WeightsError(
+        f"there is no classifier at {name}; give its folder, that of its run, or one that comes "
+        f"with the package: {', '.join(packaged_classifiers())}"
+    )
+
+
+def packaged_classifiers() -> list[str]:
+    """Names of the classifiers that come with the package."""
+    return sorted(path.parent.name for path in _PACKAGED.glob(f"*/{CONFIG_FILE}"))
 
 
 def save_tuned(
@@ -51,7 +83,7 @@ def load_tuned(folder: str | Path, lm: LanguageModel | None = None) -> Classifie
     """Read what `save_tuned` wrote.
 
     Args:
-        folder: where it is.
+        folder: where it is; what `find_classifier` takes.
         lm: the base model, if it is loaded already; adapters on it are taken off or replaced.
 
     Raises:
@@ -59,7 +91,7 @@ def load_tuned(folder: str | Path, lm: LanguageModel | None = None) -> Classifie
         AdapterError: the same of the adapter.
         ModelError: the base model cannot be loaded.
     """
-    folder = Path(folder)
+    folder = find_classifier(folder)
     about = read_classifier(folder)
     extra = about["extra"]
     if lm is None:

@@ -33,7 +33,7 @@ from mlx_companion.runtime.seeds import seed_everything
 from mlx_companion.runtime.stop import NEVER, StopSwitch
 from mlx_companion.text.labelled_records import Labelled, read_labelled
 from mlx_companion.training.callbacks import Callback, MetricsLog
-from mlx_companion.training.classifier_files import load_tuned, save_tuned
+from mlx_companion.training.classifier_files import RESULT_FOLDER, load_tuned, save_tuned
 from mlx_companion.training.classifier_loss import ClassifierLoss, labelled_rows
 from mlx_companion.training.classifier_scores import Scores, score
 from mlx_companion.training.config import TrainConfig
@@ -44,7 +44,6 @@ from mlx_companion.training.progress import RichProgress
 from mlx_companion.training.tracking import trackers_for
 from mlx_companion.training.trainer import Trainer
 
-CLASSIFIER = "classifier"
 LabelledData = str | Path | Labelled
 
 
@@ -69,7 +68,7 @@ class ClassifyConfig:
     Args:
         lora: the adapter's shape.
         train: how it is trained.
-        pooling, layer, template, max_tokens, dropout: see `ClassifierConfig`.
+        pooling, layer, template, max_tokens, dropout, odds: see `ClassifierConfig`.
         label_smoothing: share of the target that is spread over all labels.
     """
 
@@ -80,6 +79,7 @@ class ClassifyConfig:
     template: str = "{text}"
     max_tokens: int = 256
     dropout: float = 0.1
+    odds: dict[str, float] = field(default_factory=dict)
     label_smoothing: float = 0.05
 
 
@@ -238,12 +238,12 @@ class _Run:
     def write(self, steps: int, seconds: float, stop: StopSwitch) -> ClassifyResult:
         """Score the classifier and write it."""
         scores = None if self.valid is None else score(self.classifier, self.valid, stop)
-        folder = self.out / CLASSIFIER
+        folder = self.out / RESULT_FOLDER
         told = None if scores is None else asdict(scores)
         save_tuned(folder, self.classifier, {"run_hash": self.hash, "valid": told})
         labels = len(self.classifier.config.labels)
         result = ClassifyResult(folder, labels, steps, seconds, scores, self.hash)
-        atomic_write_json(self.out / RESULT, asdict(result) | {"folder": CLASSIFIER})
+        atomic_write_json(self.out / RESULT, asdict(result) | {"folder": RESULT_FOLDER})
         return result
 
     def finished(self) -> ClassifyResult | None:
@@ -261,7 +261,9 @@ class _Run:
         try:
             values = json.loads((self.out / RESULT).read_text(encoding="utf-8"))
             scores = values["valid"] and Scores(**values["valid"])
-            result = ClassifyResult(**{**values, "folder": self.out / CLASSIFIER, "valid": scores})
+            result = ClassifyResult(
+                **{**values, "folder": self.out / RESULT_FOLDER, "valid": scores}
+            )
             read_classifier(result.folder)
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -300,6 +302,7 @@ def _shape(data: Labelled, config: ClassifyConfig) -> ClassifierConfig:
         template=config.template,
         max_tokens=config.max_tokens,
         dropout=config.dropout,
+        odds=config.odds,
     )
 
 

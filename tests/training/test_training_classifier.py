@@ -177,6 +177,22 @@ def test_predictions_do_not_depend_on_their_batch(lm: LanguageModel) -> None:
     assert classifier.predict([]) == []
 
 
+def test_odds_follow_bayes_rule(lm: LanguageModel) -> None:
+    plain = make_classifier(lm, ["a", "b", "c"])
+    plain.head.weight = mx.random.normal(plain.head.weight.shape, key=mx.random.key(5))
+    likelier = make_classifier(lm, ["a", "b", "c"], odds={"b": 7.0})
+    likelier.head.weight = plain.head.weight
+    before = np.array([p.probabilities for p in plain.predict(list(TEXTS))])
+    after = likelier.predict(list(TEXTS))
+    weighed = before * [1, 7, 1]
+    expected = weighed / weighed.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose([p.probabilities for p in after], expected, atol=1e-5)
+    assert [p.label for p in after] == ["abc"[row.argmax()] for row in expected]
+    for odds in ({"d": 2.0}, {"a": 0.0}):
+        with pytest.raises(ConfigError, match="odds"):
+            make_classifier(lm, ["a", "b"], odds=odds)
+
+
 def test_the_template_survives_the_cut(lm: LanguageModel) -> None:
     classifier = make_classifier(lm, ["a", "b"], template="Say: {text} end", max_tokens=5)
     decode = lm.tokenizer.decode

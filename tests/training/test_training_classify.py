@@ -12,13 +12,17 @@ from tiny import tiny_llama
 from typer.testing import CliRunner
 
 from mlx_companion.cli import app
-from mlx_companion.errors import CheckpointError, DataError, Stopped
+from mlx_companion.errors import CheckpointError, DataError, Stopped, WeightsError
 from mlx_companion.lora import LoraConfig, is_attached
 from mlx_companion.models.load import load
 from mlx_companion.runtime.stop import StopSwitch
 from mlx_companion.text.labelled_records import Labelled, read_labelled, read_texts
 from mlx_companion.training import Callback, StepInfo, TrainConfig
-from mlx_companion.training.classifier_files import load_tuned
+from mlx_companion.training.classifier_files import (
+    find_classifier,
+    load_tuned,
+    packaged_classifiers,
+)
 from mlx_companion.training.classifier_scores import score
 from mlx_companion.training.classify import (
     ClassifyConfig,
@@ -169,3 +173,31 @@ def test_data_that_cannot_be_learned_is_refused(model: Path, tmp_path: Path) -> 
     with pytest.raises(DataError, match="none of the classifier's"):
         train(model, tmp_path / "b", valid=Labelled(["x"], ["unheard of"]))
     assert not (tmp_path / "b" / "result.json").exists()
+
+
+def test_classifiers_are_found_by_folder_run_or_name(
+    trained: ClassifyResult, tmp_path: Path
+) -> None:
+    assert find_classifier(trained.folder) == trained.folder
+    assert find_classifier(trained.folder.parent) == trained.folder
+    assert "intents" in packaged_classifiers()
+    assert (find_classifier("intents") / "README.md").is_file()
+    with pytest.raises(WeightsError, match="intents"):
+        find_classifier(tmp_path / "nothing")
+
+
+@pytest.mark.real_model
+def test_the_packaged_classifier_knows_what_people_ask(real_cache: Path) -> None:
+    asked = {
+        "what's the weather like in lisbon tomorrow": "weather",
+        "move fifty dollars from checking to savings": "transfer",
+        "how do you say good night in norwegian": "translate",
+        "please wake me at half past six": "alarm",
+        "flip a coin for me": "flip_coin",
+        "how many calories are in a slice of rye bread": "calories",
+        "i need to book a flight from oslo to rome": "book_flight",
+        "which of the moons of neptune goes backwards": "oos",
+    }
+    found = load_tuned("intents").predict(list(asked))
+    wrong = {text: p.label for text, p in zip(asked, found, strict=True) if p.label != asked[text]}
+    assert len(wrong) <= 1, wrong
