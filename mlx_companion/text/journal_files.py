@@ -121,7 +121,8 @@ class JournalFiles:
             os.fsync(self._journal.fileno())
         self._files = {n: stack.enter_context((self.folder / n).open("ab")) for n in self.names}
         for name, file in self._files.items():
-            file.truncate(sizes[name])
+            if os.fstat(file.fileno()).st_size != sizes[name]:
+                file.truncate(sizes[name])
         fsync_dir(self.folder)
 
     def _head(self) -> bytes:

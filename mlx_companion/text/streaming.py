@@ -52,7 +52,7 @@ KEPT, TRUNCATED, SPLIT, LEFT_OUT = range(4)
 _ROW = np.dtype([("length", "<i4"), ("targets", "<i4"), ("sample", "<i8")])
 _SAMPLE = np.dtype([("key", f"V{KEY_BYTES}"), ("state", "u1")])
 # A part is written when it holds so many of either.
-_PART_TOKENS, _PART_SAMPLES = 1 << 20, 1 << 14
+_PART_TOKENS, _PART_SAMPLES = 1 << 18, 1 << 13
 _log = get_logger(__name__)
 
 
@@ -172,10 +172,10 @@ class _Reader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = open(path, "rb")  # noqa: SIM115
+        self._file = os.open(path, os.O_RDONLY)
 
     def read(self, start: int, size: int) -> bytes:
-        data = os.pread(self._file.fileno(), size, start)
+        data = os.pread(self._file, size, start)
         if len(data) < size:
             raise DataError(
                 "is shorter than it was; delete its folder and run again", path=self.path
@@ -184,7 +184,7 @@ class _Reader:
 
     def __del__(self) -> None:
         with contextlib.suppress(AttributeError):
-            self._file.close()
+            os.close(self._file)
 
 
 class _Part:
@@ -218,7 +218,7 @@ class _Part:
         elif report.truncated:
             state = TRUNCATED
         for row in rows:
-            self.tokens.append(np.array(row.tokens, dtype=np.int64))
+            self.tokens.append(np.array(row.tokens, dtype=np.int32))
             self.targets.append(np.array(row.targets, dtype=bool))
             self.rows.append((len(row.tokens), row.target_count, self.done))
             self.size += len(row.tokens)
