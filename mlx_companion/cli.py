@@ -38,6 +38,7 @@ from mlx_companion.cli_parts import (
     read_settings,
 )
 from mlx_companion.cli_runs import app as runs
+from mlx_companion.cli_sou import app as sou
 from mlx_companion.errors import CompanionError, ConfigError, Stopped
 from mlx_companion.runtime.paths import cache_dir
 
@@ -100,6 +101,7 @@ data = typer.Typer(no_args_is_help=True, help="Export, import, delete or count w
 app.add_typer(data, name="data", rich_help_panel=DATA)
 app.add_typer(runs, name="runs", rich_help_panel=LEARN)
 app.add_typer(blt, name="blt", rich_help_panel=BYTES)
+app.add_typer(sou, name="sou", rich_help_panel=VERSIONS)
 
 
 @app.callback()

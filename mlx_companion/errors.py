@@ -10,6 +10,7 @@ A message says what was given, what was expected and what to do. Callers catch
     │   ├── ModelNotFoundError no such alias, hub id, folder or file
     │   ├── DownloadError      a model could not be fetched or failed its checksum
     │   ├── WeightsError       weights are truncated, missing or of an unsupported kind
+    │   ├── SouError           a .sou file is damaged, hostile or of another version
     │   └── GenerationError    a prompt or a sampling argument cannot be used
     ├── AdapterError           an adapter is corrupt, missing or made for another base
     ├── TrainingError
@@ -87,6 +88,10 @@ class DownloadError(ModelError):
 
 class WeightsError(ModelError):
     """Weights are truncated, missing or of an unsupported kind."""
+
+
+class SouError(ModelError):
+    """A `.sou` file is damaged, hostile, unsigned where it must be signed, or of another version."""
 
 
 class GenerationError(ModelError, ValueError):

@@ -18,7 +18,7 @@ VERBS = {
     "data export", "data import", "data delete", "data stats", "doctor", "models", "fetch",
     "stop", "resume", "blt train", "blt generate", "blt patch", "blt eval", "blt convert",
     "blt calibrate", "tune", "classify", "runs list", "runs show", "runs compare", "runs plot", "runs add",
-    "runs forget",
+    "runs forget", "sou pack", "sou inspect", "sou verify", "sou unpack", "sou diff",
 }  # fmt: skip
 
 
