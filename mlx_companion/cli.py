@@ -37,6 +37,7 @@ from mlx_companion.cli_parts import (
     print_json,
     read_settings,
 )
+from mlx_companion.cli_plan import plan
 from mlx_companion.cli_runs import app as runs
 from mlx_companion.cli_sou import app as sou
 from mlx_companion.errors import CompanionError, ConfigError, Stopped
@@ -455,6 +456,9 @@ def fetch(
     with make_console(stderr=True).status(f"fetching {model} into {cache_dir()}"):
         path = download(model, verify=verify)
     print(path)
+
+
+app.command(rich_help_panel=MACHINE)(plan)
 
 
 @app.command(rich_help_panel=MACHINE)
