@@ -21,8 +21,6 @@ import mlx.nn as nn
 import numpy as np
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
-# Lengths are cut to a multiple of this, so that few different shapes occur.
-_STEP = 8
 _LEAST = 16
 _PROBE = (3, 12)
 _TOLERANCE = 1e-4
@@ -59,19 +57,20 @@ class Prefixed:
         return None if length == 1 else "causal"
 
 
-def shared_length(tokens: np.ndarray, targets: np.ndarray) -> int:
+def shared_length(tokens: np.ndarray, targets: np.ndarray, step: int = 1) -> int:
     """How many leading tokens can be run once for all rows; 0 when it is not worth it.
 
     Args:
         tokens: (B, L) int.
         targets: (B, L) bool; every row keeps the token before its first target.
+        step: the length is cut to a multiple of this, so that few different shapes occur.
     """
     if len(tokens) < 2:
         return 0
     same = (tokens == tokens[:1]).all(axis=0)
     length = int(same.argmin()) if not same.all() else tokens.shape[1]
     first_target = int(targets.any(axis=0).argmax())
-    length = min(length, first_target - 1) // _STEP * _STEP
+    length = min(length, first_target - 1) // step * step
     return length if length >= _LEAST else 0
 
 

@@ -25,7 +25,7 @@ from mlx_companion.text.row_sizes import RowSizes, row_sizes
 from mlx_companion.text.streaming import LEFT_OUT, SPLIT, TRUNCATED, TokenStore, store_samples
 
 Data = str | Path | Sequence[Sample]
-# A token takes about 50 bytes in memory and 4 in a file: this much is under 1 GB.
+# A token takes about 40 bytes in memory and 4 to 5 in a file: lists would take about 600 MB.
 STREAM_BYTES = 64_000_000
 _REASONS_SHOWN = 3
 _Reason = tuple[str, str]

@@ -141,7 +141,8 @@ def finetune(
     lm = model if isinstance(model, LanguageModel) else _load(model, train, ranks)
     pad_to = train.pad_to or (_COMPILED_PAD if train.compile else 1)
     prepared = prepare_data(data, valid, lm.tokenizer, train, pad_to, lm.model)
-    run = _Run(Path(out), lm, lora, train, prepared, ranks)
+    # A model that nobody has asked for afterwards need not come together again.
+    run = _Run(Path(out), lm, lora, train, prepared, ranks, restore=lm is model)
     shown = RichProgress() if progress and ranks.first else None
     if shown is not None:
         shown.console.print(str(prepared.report), highlight=False)
@@ -167,8 +168,9 @@ class _Run:
         train: TrainConfig,
         data: TrainingData,
         ranks: Ranks,
+        restore: bool,
     ) -> None:
-        self.ranks = ranks
+        self.ranks, self.restore = ranks, restore
         self.out, self.lm, self.lora, self.config, self.data = out, lm, lora, train, data
         self.hash = run_hash(lm.base_sha256, data.sha256, lora, train)
 
@@ -233,6 +235,7 @@ class _Run:
                 checkpoints=self.out / CHECKPOINTS,
                 run_hash=self.hash,
                 ranks=self.ranks,
+                restore=self.restore,
             )
             self.ranks.on_first(lambda: self._prepare_folder(resume, trainer), "clear the folder")
             summary = trainer.run()

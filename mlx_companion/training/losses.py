@@ -27,6 +27,9 @@ from mlx_companion.training.packed_targets import PackedTargets, packed_targets
 
 __all__ = ["Loss", "SftLoss", "Targets", "chunk_rows", "sft_loss"]
 
+# Prefix lengths are cut to a multiple of this where every new shape is compiled.
+_COMPILED_STEP = 8
+
 
 class Loss(Protocol):
     """What the trainer takes as a loss."""
@@ -96,7 +99,8 @@ class SftLoss:
         rows, columns = np.nonzero(targets[:, 1:])
         if not len(rows):
             raise DataError("a batch has no token to train on; drop such samples first")
-        prefix = shared_length(tokens, targets) if self.share_prefix else 0
+        step = _COMPILED_STEP if self.pad_to > 1 else 1
+        prefix = shared_length(tokens, targets, step) if self.share_prefix else 0
         weights = np.ones(len(rows)) if row_weights is None else np.asarray(row_weights)[rows]
         width = tokens.shape[1] - 1 - prefix
         filler = -len(rows) % self.pad_to

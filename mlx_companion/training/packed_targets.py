@@ -13,7 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from mlx_companion.errors import DataError
+from mlx_companion.errors import ConfigError, DataError
 from mlx_companion.models.pack_layout import PackLayout
 from mlx_companion.models.packed import check_packable, run_packed
 from mlx_companion.text.packed_samples import PackedRow
@@ -39,6 +39,11 @@ class PackedTargets(NamedTuple):
     labels: mx.array
     weights: mx.array
     layout: PackLayout
+
+    @property
+    def prefix(self) -> int:
+        """What compiled steps ask of targets. Raises ConfigError: a row's shape is its own."""
+        raise ConfigError("packed rows cannot be compiled; set compile or packing to false")
 
     def hidden(self, model: nn.Module) -> mx.array:
         """(N, D) what predicts the targets.

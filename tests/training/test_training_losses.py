@@ -177,11 +177,13 @@ def test_the_shared_part_of_rows() -> None:
     tokens = np.arange(60).reshape(1, 60).repeat(3, axis=0)
     targets = np.zeros_like(tokens, dtype=bool)
     targets[:, 50:] = True
-    assert shared_length(tokens, targets) == 48
+    assert shared_length(tokens, targets) == 49
+    assert shared_length(tokens, targets, step=8) == 48
     targets[1, 30] = True
-    assert shared_length(tokens, targets) == 24
+    assert shared_length(tokens, targets) == 29
     tokens[2, 20] = 99
-    assert shared_length(tokens, targets) == 16
+    assert shared_length(tokens, targets) == 20
+    assert shared_length(tokens, targets, step=8) == 16
     tokens[2, 10] = 99
     assert shared_length(tokens, targets) == 0
     assert shared_length(tokens[:1], targets[:1]) == 0

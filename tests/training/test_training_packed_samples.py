@@ -172,6 +172,9 @@ def test_a_run_and_the_same_again() -> None:
 def test_refusals() -> None:
     with pytest.raises(ConfigError, match="packing is True; expected false where steps are comp"):
         TrainConfig(packing=True, compile=True)
+    source = PackedSamples(rows(3), row_tokens=64)
+    with pytest.raises(ConfigError, match="cannot be compiled"):
+        Trainer(adapted(), source, config=TrainConfig(compile=True)).run()
     with pytest.raises(DataError, match="no token to train on"):
         SftLoss().prepare(pack([Encoded([1, 2, 3], [False] * 3)], [0]))
     model = build("gemma2", head_dim=8, query_pre_attn_scalar=8)
