@@ -53,7 +53,9 @@ def is_sharded(name: str) -> bool:
 
 
 @contextmanager
-def fully_sharded(model: nn.Module, ranks: Ranks, enabled: bool = True) -> Iterator[None]:
+def fully_sharded(
+    model: nn.Module, ranks: Ranks, enabled: bool = True, restore: bool = True
+) -> Iterator[None]:
     """Keep a model in shards inside the block; every rank has all of it again afterwards.
 
     After an error the others cannot be counted on any more, and the model stays as it is.
@@ -62,6 +64,8 @@ def fully_sharded(model: nn.Module, ranks: Ranks, enabled: bool = True) -> Itera
         model: with the same values on all ranks.
         ranks: `in_step` is set inside.
         enabled: False, or a single process, to do nothing.
+        restore: False to leave the frozen arrays out of the model afterwards, for one that would
+            not fit.
 
     Raises:
         TrainingError: the model has no blocks with matrices in them.
@@ -80,11 +84,11 @@ def fully_sharded(model: nn.Module, ranks: Ranks, enabled: bool = True) -> Itera
         with without_sharing(model), scattering(ranks.group):
             yield
     except Stopped:
-        _unwrap_all(wrapped, ranks)
+        _unwrap_all(wrapped, ranks, restore)
         raise
     finally:
         ranks.in_step = False
-    _unwrap_all(wrapped, ranks)
+    _unwrap_all(wrapped, ranks, restore)
 
 
 def whole(arrays: Arrays, ranks: Ranks) -> Arrays:
@@ -215,8 +219,7 @@ def _places(model: nn.Module) -> list[tuple[nn.Module, str]]:
         (block, key)
         for block in _blocks(model)
         for key, child in block.items()
-        if isinstance(child, nn.Module)
-        and _has_matrix(child)
+        if isinstance(child, nn.Module) and _has_matrix(child)
     ]
 
 
@@ -266,7 +269,7 @@ class _Bare(nn.Module):
         return self.fully_sharded(*args, **kwargs)
 
 
-def _unwrap_all(wrapped: Sequence[_Wrapped], ranks: Ranks) -> None:
+def _unwrap_all(wrapped: Sequence[_Wrapped], ranks: Ranks, restore: bool) -> None:
     for one in wrapped:
         outer = one.parent[one.key]
         inner = outer
@@ -275,7 +278,7 @@ def _unwrap_all(wrapped: Sequence[_Wrapped], ranks: Ranks) -> None:
             flat: Arrays = dict(tree_flatten(one.child.trainable_parameters()))
             full = [(n, mx.distributed.all_gather(v, group=ranks.group)) for n, v in flat.items()]
             one.child.update(tree_unflatten(full))
-        if isinstance(inner, _Child):
+        if isinstance(inner, _Child) and restore:
             inner.put_back()
         one.parent[one.key] = one.child
         one.child.train(outer.training)

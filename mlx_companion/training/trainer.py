@@ -81,6 +81,7 @@ class Trainer:
             counted into the metrics, and needed for `max_flops`.
         ranks: the processes that train together; by default those that `mlx.launch` started.
             Callbacks run on each of them.
+        restore: put the frozen parts of a sharded model together again at the end, on every rank.
 
     Raises:
         TrainingError: nothing in the model is trainable.
@@ -102,6 +103,7 @@ class Trainer:
         run_hash: str = "",
         flops: Callable[[Any], float] | None = None,
         ranks: Ranks | None = None,
+        restore: bool = True,
     ) -> None:
         if not tree_flatten(model.trainable_parameters()):
             raise TrainingError("nothing in the model is trainable; attach an adapter first")
@@ -110,7 +112,7 @@ class Trainer:
         if self.config.max_flops is not None and flops is None:
             raise ConfigError("max_flops is set, and nothing counts them; give the trainer `flops`")
         self.flops = flops
-        self.ranks = ranks or join()
+        self.ranks, self.restore = ranks or join(), restore
         self.plan = Plan(train, self.config)
         self.valid = valid
         self.loss = loss or default_loss(self.config)
@@ -153,7 +155,7 @@ class Trainer:
             stack.enter_context(buffers_for_training())
             sharded = self.config.sharding == "full" and not self.ranks.alone
             self.saves.start(self.model, self.config.seed)
-            stack.enter_context(fully_sharded(self.model, self.ranks, sharded))
+            stack.enter_context(fully_sharded(self.model, self.ranks, sharded, self.restore))
             stack.enter_context(recompute_layers(self.model, self.config.gradient_checkpointing))
             # Two streams would gather in an order that no other rank can know.
             streams = stack.enter_context(parallel_streams(1 if sharded else None))
