@@ -11,6 +11,7 @@ would make a loader run code, ask for code or build without end is refused first
 
 from __future__ import annotations
 
+import json
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -20,19 +21,20 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import _get_classes, dequantize_model, load_model
 
 from mlx_companion.errors import SouError
 from mlx_companion.models.load import LanguageModel
 from mlx_companion.models.tokenizer import wrap_folder_tokenizer
-from mlx_companion.quant.sou_layout import Kind
-from mlx_companion.quant.sou_names import check_json_depth
+from mlx_companion.quant.sou_layout import Kind, Section
+from mlx_companion.quant.sou_names import check_json_depth, parse_json
 from mlx_companion.quant.sou_reader import MODEL, SouFile
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_CODE_KEYS = ("auto_map", "model_file", "custom_pipelines", "trust_remote_code")
+# What mlx-lm would import; what transformers would ask about, on the terminal, is only taken out.
+_CODE_KEYS = ("model_file", "trust_remote_code")
+_REMOTE_KEYS = ("auto_map", "custom_pipelines")
 _MODULE_KEYS = ("chat_template_type", "tool_parser_type")
 _DEPTHS = re.compile(r"layers|blocks|depth|experts", re.IGNORECASE)
 
@@ -72,7 +74,7 @@ def load_companion(
             dtype = mx.float32 if on_cpu else plain
         weights = {name: sou.tensor(name, check=check) for name in sou.index()}
         with _texts(sou) as folder:
-            tokenizer = _tokenizer(folder, config)
+            tokenizer = wrap_folder_tokenizer(folder, config)
             model, config = _build(
                 folder, weights, dtype, on_cpu if dequantize is None else dequantize
             )
@@ -145,23 +147,23 @@ def _texts(sou: SouFile) -> Iterator[Path]:
             if section.kind in (Kind.CONFIG, Kind.TOKENIZER, Kind.GENERATION):
                 target = folder / section.name
                 target.parent.mkdir(parents=True, exist_ok=True)
-                data = sou.read(section)
-                if section.name.endswith(".json"):
-                    check_json_depth(data, str(section))
-                target.write_bytes(data)
+                target.write_bytes(_harmless(section, sou.read(section)))
         # mlx-lm looks for a file of weights; those that count are handed over in `_build`.
         mx.save_safetensors(str(folder / "model.safetensors"), {})
         yield folder
 
 
-def _tokenizer(folder: Path, config: dict[str, Any]) -> TokenizerWrapper:
-    from mlx_companion.quant.sou_names import parse_json
-
-    path = folder / "tokenizer_config.json"
-    if path.is_file():
-        own = parse_json(path.read_bytes(), "its tokenizer_config.json")
-        _check_code(own if isinstance(own, dict) else {}, "its tokenizer")
-    return wrap_folder_tokenizer(folder, config)
+def _harmless(section: Section, data: bytes) -> bytes:
+    """A text as loaders may see it: checked, and without pointers to code."""
+    if section.name.endswith(".json"):
+        check_json_depth(data, str(section))
+    if section.name not in ("config.json", "tokenizer_config.json"):
+        return data
+    value = parse_json(data, str(section))
+    if not isinstance(value, dict):
+        raise SouError(f"{section} is not a JSON object")
+    _check_code(value, str(section))
+    return json.dumps({k: v for k, v in value.items() if k not in _REMOTE_KEYS}).encode()
 
 
 def _build(

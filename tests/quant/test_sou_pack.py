@@ -242,6 +242,22 @@ def test_a_gguf_file_becomes_a_companion(kinds: dict | str, model: Path, tmp_pat
     assert mx.array_equal(again.model(TOKENS), found.model(TOKENS)).item()
 
 
+def test_pointers_to_code_are_not_followed(model: Path, tmp_path: Path) -> None:
+    expected = load(model).model(TOKENS)
+    for name in ("config.json", "tokenizer_config.json"):
+        value = json.loads((model / name).read_text())
+        value["auto_map"] = {"AutoConfig": "evil.Config", "AutoTokenizer": ["evil.Tok", None]}
+        (model / name).write_text(json.dumps(value))
+    pack(model, tmp_path / "a.sou")
+    found = load_companion(tmp_path / "a.sou")
+    assert mx.array_equal(found.model(TOKENS), expected).item()
+    for key in ("tool_parser_type", "chat_template_type"):
+        (model / "tokenizer_config.json").write_text(json.dumps({key: "..evil"}))
+        pack(model, tmp_path / "a.sou")
+        with pytest.raises(SouError, match="no plain name"):
+            load_companion(tmp_path / "a.sou")
+
+
 def test_what_does_not_belong_is_left_out(model: Path, tmp_path: Path) -> None:
     for name in ("evil.py", "data.pkl", ".hidden", "model.bin", "other.safetensors"):
         (model / name).write_bytes(b"x")
