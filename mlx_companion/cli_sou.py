@@ -48,7 +48,7 @@ def pack(
     done = write(
         source,
         file,
-        adapters=dict(_named_folder(one) for one in adapter or ()),
+        adapters=_named_folders(adapter or []),
         rules=rules or (),
         key=None if sign is None else SigningKey(sign),
         **given(
@@ -141,9 +141,15 @@ def diff(
         print("\n".join(difference_lines(found)))
 
 
-def _named_folder(text: str) -> tuple[str, Path]:
-    name, _, folder = text.rpartition("=")
-    return name or Path(folder).resolve().name, Path(folder)
+def _named_folders(texts: list[str]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for text in texts:
+        given_name, _, folder = text.rpartition("=")
+        name = given_name or Path(folder).resolve().name
+        if name in found:
+            raise ConfigError(f"two adapters are called '{name}'; name one with NAME=FOLDER")
+        found[name] = Path(folder)
+    return found
 
 
 def _time(text: str | None) -> str | None:

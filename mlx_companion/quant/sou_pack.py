@@ -13,7 +13,6 @@ packing what was unpacked gives the same bytes again.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -130,8 +129,11 @@ def pack(
         content.add(_checked_part(Kind.PROFILE, Path(profile)))
     for name, folder in (adapters or {}).items():
         _add_adapter(content, name, Path(folder))
-    for path in rules:
-        content.add(_checked_part(Kind.RULES, Path(path)))
+    given = [_checked_part(Kind.RULES, Path(path)) for path in rules]
+    if len({part.name for part in given}) < len(given):
+        raise ConfigError("two rule packs have the same file name; rename one")
+    for part in given:
+        content.add(part)
     for settings, name in zip((modules, retrieval, access), _JSON_FILES, strict=True):
         if settings is not None:
             content.add(_checked_part(_JSON_FILES[name], Path(settings), name))
@@ -166,13 +168,14 @@ def _gather_folder(folder: Path) -> Content:
     if not weights:
         raise SouError(f"{folder} holds no weights (model*.safetensors)")
     content = Content(source="folder", base_sha256=content_sha256(weights))
-    for path in sorted(folder.iterdir()):
-        if path in weights or path.name == COMPANION:
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path in weights or path.is_dir() or name.split("/")[0] == COMPANION:
             continue
-        if path.is_file() and path.suffix != ".safetensors" and _is_allowed(path.name):
-            content.add(_checked_part(_kind_of(path.name), path))
+        if _is_allowed(name):
+            content.add(_checked_part(_kind_of(name), path, name))
         else:
-            content.skipped.append(path.name)
+            content.skipped.append(name)
     _add_weights(content, weights, keep_headers=True)
     if (folder / COMPANION).is_dir():
         _gather_companion(content, folder / COMPANION)
@@ -267,12 +270,14 @@ def _kind_of(name: str) -> Kind:
         return Kind.CONFIG
     if name == "generation_config.json":
         return Kind.GENERATION
-    tokenizer = name.startswith(_TOKENIZER) or name.endswith(_TOKENIZER_SUFFIXES)
+    tokenizer = (
+        ("/" not in name and name.startswith(_TOKENIZER)) or name.endswith(_TOKENIZER_SUFFIXES)
+    )
     return Kind.TOKENIZER if tokenizer else Kind.FILE
 
 
 def _is_allowed(name: str) -> bool:
-    if name.startswith(".") or os.sep in name:
+    if any(part.startswith(".") for part in name.split("/")):
         return False
     try:
         check_file_kind(name)

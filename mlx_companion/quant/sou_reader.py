@@ -257,8 +257,8 @@ class SouFile:
             return mx.zeros(entry.shape, getattr(mx, entry.dtype.mlx))
         start = self._data(of).offset + entry.offset
         with self.named():
-            if os.fstat(self._fd).st_size < start + entry.size:
-                raise SouError("the file was cut short while it was open; copy it again")
+            # A page of a mapped file that is gone would kill the process.
+            self.pread(start + entry.size - 1, 1)
         count = entry.size // entry.dtype.size
         flat = np.frombuffer(self._mapped, entry.dtype.view, count, start)
         if check:
@@ -297,6 +297,8 @@ class SouFile:
         Raises:
             SouError: there are fewer.
         """
+        if self._fd < 0:
+            raise SouError("it was closed; open it again")
         data = os.pread(self._fd, size, offset)
         while len(data) < size:
             more = os.pread(self._fd, size - len(data), offset + len(data))

@@ -102,7 +102,7 @@ def _is_weights_file(name: str) -> bool:
 
 def _is_reserved(section: Section) -> bool:
     name = section.name.lower()
-    return name.split("/")[0] == "companion" or name.endswith(".safetensors")
+    return name.split("/")[0] == "companion" or _is_weights_file(name)
 
 
 def _check_tensors(section: Section) -> None:

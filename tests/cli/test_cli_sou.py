@@ -76,6 +76,9 @@ def test_wrong_words_are_refused(model: Path, tmp_path: Path) -> None:
     assert "ISO 8601" in result.stderr
     assert not (tmp_path / "a.sou").exists()
     assert run("verify", tmp_path / "nowhere.sou").exit_code == 1
+    same = run("pack", model, tmp_path / "a.sou", "--adapter", "a/tone", "--adapter", "b/tone")
+    assert same.exit_code == 2
+    assert "two adapters" in same.stderr
 
 
 def test_now_is_noted(model: Path, tmp_path: Path) -> None:

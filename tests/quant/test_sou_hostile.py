@@ -133,7 +133,7 @@ def test_good_names(name: str) -> None:
         ([one(13, "companion/access.json")], "belongs to another kind"),
         ([one(13, "Companion/x.md")], "belongs to another kind"),
         ([one(13, "model.safetensors")], "belongs to another kind"),
-        ([one(4, "x/y.safetensors")], "belongs to another kind"),
+        ([one(4, "Model-2.SAFETENSORS")], "belongs to another kind"),
         ([one(7, "adapters.safetensors")], "ADAPTER/FILE"),
         ([one(7, "a/b/c.json")], "ADAPTER/FILE"),
         ([one(14, "a/model.safetensors")], "must be named like"),

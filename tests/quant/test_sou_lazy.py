@@ -70,7 +70,7 @@ def test_a_tensor_costs_its_own_bytes(large: Path) -> None:
         assert array[0].tolist() == list(range(1024))
         assert not mx.any(array[1:]).item()
         after = sou.bytes_read, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        assert after[0] == before[0]
+        assert after[0] == before[0] + 1
         assert after[1] - before[1] < 40_000
         with pytest.raises(SouError, match=r"layer.1.weight' is damaged"):
             sou.tensor("layer.1.weight", check=True)
@@ -90,7 +90,7 @@ def test_arrays_outlive_the_file(tmp_path: Path) -> None:
         expected = np.frombuffer(b"".join(sou.tensor_bytes("model.norm.weight")), np.float32)
     os.remove(tmp_path / "a.sou")
     assert np.array_equal(np.array(array), expected)
-    with pytest.raises((SouError, OSError)):
+    with pytest.raises(SouError, match="was closed"):
         sou.tensor("lm_head.weight")
 
 

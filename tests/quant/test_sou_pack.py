@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from gguf_files import write_gguf
 from mlx.utils import tree_flatten
-from tiny import tiny_llama
+from small_disk import mounted_disk
+from tiny import tiny_bert, tiny_llama
 
 import mlx_companion  # noqa: F401
-from mlx_companion.errors import ConfigError, ModelNotFoundError, SouError
+from mlx_companion.errors import ConfigError, DiskFullError, ModelNotFoundError, SouError
+from mlx_companion.models.encoder import load_encoder
 from mlx_companion.models.load import load
 from mlx_companion.models.tiny import tiny_model
 from mlx_companion.quant.sou import (
@@ -28,6 +30,8 @@ from mlx_companion.quant.sou import (
     unpack,
     verify,
 )
+from mlx_companion.quant.sou_safetensors import read_safetensors
+from mlx_companion.quant.sou_writer import TensorSet, text_part, write_sou
 
 TOKENS = mx.array([[1, 5, 9, 20, 3]])
 
@@ -259,14 +263,41 @@ def test_pointers_to_code_are_not_followed(model: Path, tmp_path: Path) -> None:
 
 
 def test_what_does_not_belong_is_left_out(model: Path, tmp_path: Path) -> None:
-    for name in ("evil.py", "data.pkl", ".hidden", "model.bin", "other.safetensors"):
+    left_out = {"evil.py", "data.pkl", ".hidden", "model.bin", ".git/config.json", "sub/code.so"}
+    for name in left_out:
+        (model / name).parent.mkdir(exist_ok=True)
         (model / name).write_bytes(b"x")
     done = pack(model, tmp_path / "a.sou")
-    assert set(done.skipped) == {
-        "evil.py", "data.pkl", ".hidden", "model.bin", "other.safetensors",
-    }  # fmt: skip
+    assert set(done.skipped) == left_out
     with SouFile(tmp_path / "a.sou") as sou:
         assert not {section.name for section in sou.sections} & set(done.skipped)
+
+
+def test_a_byte_model_and_an_encoder_come_back_whole(tmp_path: Path) -> None:
+    encoder = tiny_bert(tmp_path / "encoder")
+    pack(encoder, tmp_path / "a.sou")
+    verify(tmp_path / "a.sou")
+    unpack(tmp_path / "a.sou", tmp_path / "out")
+    assert contents(encoder).items() <= contents(tmp_path / "out").items()
+    vectors = [load_encoder(folder).encode(["a kettle"]) for folder in (encoder, tmp_path / "out")]
+    assert np.array_equal(np.array(vectors[0]), np.array(vectors[1]))
+
+    parts = encoder / "entropy_model"
+    parts.mkdir()
+    mx.save_safetensors(str(parts / "model.safetensors"), {"a": mx.ones(9)})
+    mx.save_safetensors(str(encoder / "hash_table.safetensors"), {"b": mx.ones(9)})
+    pack(encoder, tmp_path / "b.sou")
+    unpack(tmp_path / "b.sou", tmp_path / "out2")
+    assert contents(encoder).items() <= contents(tmp_path / "out2").items()
+
+
+def test_two_rule_packs_of_one_name_are_refused(model: Path, tmp_path: Path) -> None:
+    paths = [tmp_path / folder / "rules.yaml" for folder in "ab"]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_text("be: kind")
+    with pytest.raises(ConfigError, match="the same file name"):
+        pack(model, tmp_path / "a.sou", rules=paths)
 
 
 def test_differences_are_named(model: Path, extras: dict, tmp_path: Path) -> None:
@@ -301,10 +332,19 @@ def test_a_failed_write_leaves_the_old_file(model: Path, tmp_path: Path) -> None
     assert not list(tmp_path.glob(".tmp-*"))
 
 
-def test_a_source_that_shrinks_while_it_is_read(model: Path, tmp_path: Path) -> None:
-    from mlx_companion.quant.sou_safetensors import read_safetensors
-    from mlx_companion.quant.sou_writer import TensorSet, write_sou
+def test_a_full_disk_leaves_the_old_file(model: Path, tmp_path: Path) -> None:
+    with mounted_disk(tmp_path / "disk", "256k") as disk:
+        small = disk / "a.sou"
+        write_sou(small, [text_part(Kind.CONFIG, "config.json", b"{}")])
+        before = small.read_bytes()
+        (disk / "filler").write_bytes(bytes(100_000))
+        with pytest.raises(DiskFullError):
+            pack(model, small)
+        assert small.read_bytes() == before
+        assert sorted(path.name for path in disk.iterdir()) == ["a.sou", "filler"]
 
+
+def test_a_source_that_shrinks_while_it_is_read(model: Path, tmp_path: Path) -> None:
     weights = model / "model.safetensors"
     _, sources = read_safetensors(weights)
     weights.write_bytes(weights.read_bytes()[:5000])
