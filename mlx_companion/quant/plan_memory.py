@@ -32,6 +32,9 @@ _TARGETS = (
 )  # fmt: skip
 _STATE_BYTES = {"adamw": 8.0, "adamw8bit": 2.2}
 _ACCELERATOR_LOGITS = 2**25
+# Arrays of the size of attention's scores that exist at a time where an exponential is a
+# polynomial of plain operations (`kernels.fast_math`); counted on a CPU.
+_SCORES_FORWARD, _SCORES_BACKWARD = 7, 9
 
 
 @dataclass(frozen=True)
@@ -120,8 +123,7 @@ def generation_bytes(shape: ModelShape, context: int, value: int, *, fused: bool
     mixing = 2 * first.heads * first.key_width + narrow + 2 * shape.width
     feeding = (3 if shape.gated else 2) * max(shape.hidden) + 2 * shape.width
     if not fused:
-        # Scores, their powers, and the mask's part.
-        mixing += 3 * first.heads * first.positions(context)
+        mixing += _SCORES_FORWARD * first.heads * first.positions(context)
     grown = narrow * first.positions(context)
     return value * (chunk * max(mixing, feeding) + grown + 2 * shape.vocabulary)
 
@@ -178,8 +180,8 @@ def _kept(shape: ModelShape, i: int, lora: LoraPlan, machine: Machine) -> int:
     """Numbers that the backward pass needs of one layer."""
     own = shape.attention[i]
     wide, narrow = own.heads * own.key_width, own.kv_heads * (own.key_width + own.value_width)
-    # Both norms' inputs and outputs, q, k, v, attention's output, and the feed-forward's parts.
-    mixing = 4 * shape.width + 2 * wide + narrow
+    # Both norms' inputs and outputs; q, k, v; attention's output by heads and by positions.
+    mixing = 4 * shape.width + 3 * wide + narrow
     feeding = (3 if shape.gated else 2) * shape.hidden[i]
     scores = own.heads * lora.batch * lora.length**2 if machine.gpu else 0
     return lora.tokens * (mixing + feeding) + scores
@@ -189,8 +191,8 @@ def _passing(shape: ModelShape, lora: LoraPlan, machine: Machine) -> int:
     """Numbers that one layer's backward pass needs for a moment."""
     own = shape.attention[-1]
     feeding = lora.tokens * (4 * max(shape.hidden) + 2 * shape.width)
-    scores = 3 * own.heads * lora.batch * lora.length**2
-    return max(feeding, scores)
+    each = 4 if machine.gpu else _SCORES_BACKWARD
+    return max(feeding, each * own.heads * lora.batch * lora.length**2)
 
 
 def _logit_bytes(shape: ModelShape, lora: LoraPlan, machine: Machine) -> int:

@@ -65,7 +65,9 @@ def memory_picture(plans: Sequence[Plan], *, title: str | None = None) -> str:
     names = [part for part in _COLORS if any(part in found.parts for found in plans)]
     height = _TOP + len(plans) * _ROW + 26 + _LEGEND
     scale = (_WIDTH - _LEFT - _RIGHT) / max(place.memory, *(found.total for found in plans))
-    shown = title or f"Memory of {plans[0].shape.name} on {place.name}"
+    work = "LoRA training" if plans[0].training else "generation"
+    named = f"{plans[0].shape.name} ({plans[0].quantization.name}), {work}"
+    shown = title or f"{named}: memory on {place.name}"
     root = ET.Element(
         "svg", xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {_WIDTH} {height}", role="img"
     )

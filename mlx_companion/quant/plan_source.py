@@ -58,7 +58,9 @@ def describe(source: str | Path | Mapping[str, Any]) -> tuple[ModelShape, Quanti
     if name.lower() in known_models():
         return _from_config(known_models()[name.lower()]["config"], name.lower())
     path = Path(source).expanduser()
-    if path.exists():
+    if isinstance(source, Path) or name.startswith(("/", "./", "../", "~")) or path.exists():
+        if not path.exists():
+            raise ModelNotFoundError(f"there is no folder or file '{source}'; check the path")
         return _from_config(_config_of(path), path.stem if path.is_file() else path.name)
     return _from_hub(name)
 
