@@ -35,11 +35,15 @@ from mlx_companion.lora import (  # isort: skip
     attach,
     load_parameters,
 )
+from mlx_companion.models.load import load  # isort: skip
 from mlx_companion.runtime.stop import StopSwitch  # isort: skip
+from mlx_companion.text.labelled_records import Labelled  # isort: skip
 from mlx_companion.training import Callback, SftLoss, TrainConfig, Trainer  # isort: skip
+from mlx_companion.training.classify import ClassifyConfig, train_classifier  # isort: skip
 from mlx_companion.training.distributed import join  # isort: skip
 
-TIMEOUT = 100
+# Of a whole launch; it guards against waiting without end, on busy machines too (seconds).
+TIMEOUT = 400
 _TRIES = 3
 
 
@@ -111,8 +115,11 @@ def run_case(case: dict[str, Any]) -> Seen:
 
     Args:
         case: settings of `TrainConfig`, and: kind (of `make_model`), data (options of `buckets`),
-            dropout, folder (checkpoints), stop (rank and step), kill (a rank).
+            dropout, folder (checkpoints), stop (rank and step), kill (a rank). With "classifier",
+            a model's folder, and "out" it is a classifier that is trained, and asked for again.
     """
+    if "classifier" in case:
+        return _classifier(**case)
     case, ranks = dict(case), join()
     model = make_model(case.pop("kind", "lora"))
     dropout = case.pop("dropout", 0.0)
@@ -143,6 +150,23 @@ def run_case(case: dict[str, Any]) -> Seen:
     else:
         record.seen.weights = {name: np.array(value) for name, value in arrays(model).items()}
     return record.seen
+
+
+def _classifier(classifier: str, out: str, sharding: str = "none") -> Seen:
+    names = ["river", "kettle", "train"] * 10
+    data = Labelled([f"say {i} {name} now" for i, name in enumerate(names)], names)
+    train = TrainConfig(
+        epochs=1, batch_tokens=64, lr=1e-2, lr_ratios={"head.*": 4.0}, sharding=sharding
+    )
+    config = ClassifyConfig(lora=LoraConfig(rank=2), train=train, dropout=0.0)
+    seen = Seen([], [], 0, [], "", {})
+    for _ in range(2):
+        lm = load(classifier)
+        found = train_classifier(lm, data, out, valid=data, config=config, progress=False, track=())
+        seen.evals.append([found.steps, found.valid.log_loss])
+        for name, value in adapter_parameters(lm.model).items():
+            seen.weights[name] = np.array(value)
+    return seen
 
 
 def free_ports(count: int) -> list[int]:

@@ -17,7 +17,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from ranks_world import Seen, free_ports, launch, run_case, seen
+from ranks_world import TIMEOUT, Seen, free_ports, launch, run_case, seen
+from safetensors.numpy import load_file
 from tiny import tiny_llama
 from training_models import buckets
 
@@ -81,7 +82,19 @@ def killed(places: Places, tmp_path_factory: pytest.TempPathFactory) -> tuple[li
 
 
 @pytest.fixture(scope="module")
-def two(places: Places, one: Seen, killed: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model to make a classifier of."""
+    return str(tiny_llama(tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture(scope="module")
+def two(
+    places: Places,
+    one: Seen,
+    killed: Any,
+    classifier: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
     """Everything that two ranks run together."""
     folder = tmp_path_factory.mktemp("two")
     stopped = {"stop": (1, 2)}
@@ -96,6 +109,7 @@ def two(places: Places, one: Seen, killed: Any, tmp_path_factory: pytest.TempPat
         "8 bits stopped": SHARDED | EIGHT_BIT | stopped | {"folder": places["8 bits"]},
         "8 bits again": SHARDED | EIGHT_BIT | {"folder": places["8 bits"]},
         "for others": SHARDED | stopped | {"folder": places["two"]},
+        "classifier": SHARDED | {"classifier": classifier, "out": places["classifier"]},
         "8 bits for others": SHARDED | EIGHT_BIT | stopped | {"folder": places["two 8 bits"]},
     }
     assert launch(2, cases, folder) == [0, 0]
@@ -205,9 +219,18 @@ def test_three_ranks_are_one_process(three: Path) -> None:
     exactly(seen(three, "three", 2), seen(three, "three", 0))
 
 
-def test_checkpoints_hold_whole_arrays_under_plain_names(two: Path, places: Places) -> None:
-    from safetensors.numpy import load_file
+def test_a_classifier_of_two_ranks(two: Path, classifier: str, places: Places) -> None:
+    alone = run_case({"classifier": classifier, "out": places["classifier alone"]})
+    for rank in range(2):
+        ours = seen(two, "classifier", rank)
+        # Trained once; the second time it is the finished run's, on every rank.
+        assert ours.evals[0] == ours.evals[1]
+        np.testing.assert_allclose(ours.evals, alone.evals, rtol=TOLERANCE)
+        for name, value in alone.weights.items():
+            np.testing.assert_allclose(ours.weights[name], value, atol=TOLERANCE)
 
+
+def test_checkpoints_hold_whole_arrays_under_plain_names(two: Path, places: Places) -> None:
     found = {}
     for name in ("one", "two"):
         (step,) = Path(places[name]).glob("step-*")
@@ -257,24 +280,26 @@ def test_the_command_line_under_mlx_launch(tmp_path: Path, repository: Path) -> 
     env = os.environ | {"PYTHONPATH": str(repository)}
 
     def finished(command: list[str], out: Path, *more: str) -> dict[str, Any]:
-        # A pipe that stays open: the launcher reads its standard input all the time.
-        with subprocess.Popen(
-            [*command, "--out", str(out), *more],
-            env=env,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as process:
+        told, errors = out.with_suffix(".out"), out.with_suffix(".err")
+        with (
+            open(told, "wb") as stdout,
+            open(errors, "wb") as stderr,
+            # A pipe that stays open: the launcher reads its standard input all the time.
+            subprocess.Popen(
+                [*command, "--out", str(out), *more],
+                env=env,
+                stdin=subprocess.PIPE,
+                stdout=stdout,
+                stderr=stderr,
+            ) as process,
+        ):
             try:
-                assert process.stdout is not None
-                assert process.stderr is not None
-                told, errors = process.stdout.read(), process.stderr.read()
-                assert process.wait(timeout=100) == 0, errors
+                code = process.wait(timeout=TIMEOUT)
             finally:
                 process.kill()
-        assert told.count("adapter: ") == 1, told + errors
-        assert errors.count("training rows of") == 1
+        assert code == 0, errors.read_text()
+        assert told.read_text().count("adapter: ") == 1
+        assert errors.read_text().count("training rows of") == 1
         return json.loads((out / "result.json").read_text())
 
     alone = finished([sys.executable, "-m", "mlx_companion", *options], tmp_path / "alone")
@@ -285,8 +310,6 @@ def test_the_command_line_under_mlx_launch(tmp_path: Path, repository: Path) -> 
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     steps = [json.loads(line)["step"] for line in lines if '"step"' in line[:20]]
     assert steps == list(range(1, ours["steps"] + 1))
-    from safetensors.numpy import load_file
-
     ours, alone = (
         load_file(tmp_path / name / "adapter" / "adapters.safetensors") for name in ("run", "alone")
     )
