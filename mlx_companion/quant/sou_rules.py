@@ -42,10 +42,6 @@ FOLDERS = {
 }
 
 JSON_KINDS = frozenset(SINGLE)
-# What is text unless its name says otherwise; adapters hold weights.
-TEXT_KINDS = frozenset(
-    (*SINGLE, Kind.TOKENIZER, Kind.PROFILE, Kind.RULES, Kind.FILE, Kind.SOURCE_HEADER)
-)
 
 
 def check_sections(sections: Sequence[Section]) -> None:

@@ -17,12 +17,13 @@ from typing import Literal
 from mlx_companion.errors import MissingExtraError, SouError
 from mlx_companion.quant.sou_layout import (
     MAX_TEXT,
+    NONE,
     Kind,
     Section,
 )
-from mlx_companion.quant.sou_names import MAX_JSON, check_json_depth, parse_json
+from mlx_companion.quant.sou_names import MAX_JSON, TEXT_SUFFIXES, check_json_depth, parse_json
 from mlx_companion.quant.sou_reader import SouFile
-from mlx_companion.quant.sou_rules import JSON_KINDS, TEXT_KINDS
+from mlx_companion.quant.sou_rules import JSON_KINDS
 from mlx_companion.quant.sou_safetensors import parse_header
 from mlx_companion.quant.sou_sign import check_signature
 
@@ -113,7 +114,7 @@ def _check_gaps(sou: SouFile) -> None:
 
 
 def _check_section(sou: SouFile, section: Section) -> None:
-    if section.kind not in TEXT_KINDS or section.size > MAX_TEXT:
+    if not section.known or not _is_small(section):
         for _ in sou.checked_chunks(section):
             pass
         return
@@ -124,6 +125,12 @@ def _check_section(sou: SouFile, section: Section) -> None:
         check_json_depth(data, str(section))
         if len(data) <= MAX_JSON:
             parse_json(data, str(section))
+
+
+def _is_small(section: Section) -> bool:
+    """Whether it is taken into memory: what is compressed, and text."""
+    text = section.kind == Kind.SOURCE_HEADER or section.name.endswith(TEXT_SUFFIXES)
+    return section.compression != NONE or (text and section.size <= MAX_TEXT)
 
 
 def _check_data(sou: SouFile, section: Section) -> None:

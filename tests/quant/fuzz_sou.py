@@ -238,6 +238,7 @@ def run(count: int, seed: int, scratch: Path, keep: Path | None = None) -> Count
             seconds = time.process_time() - start
             assert seconds < SLOW_SECONDS, f"{seconds:.1f} s"
             assert kind != "raw" or data == base or result == "refused", "damage went unnoticed"
+            assert result != "refused by unpack", "verify passed what cannot be unpacked"
             assert sorted(os.listdir(scratch)) == ["room", "x.sou"], os.listdir(scratch)
             assert os.listdir(folder.parent) in ([], ["out"]), os.listdir(folder.parent)
         except BaseException:

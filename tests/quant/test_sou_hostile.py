@@ -163,6 +163,8 @@ def test_compression_bombs(tmp_path: Path) -> None:
     # Claims little and grows much: cut off at what it claimed.
     found = refused(tmp_path, build([one(9, "a.md", packed, raw_size=100 * len(packed), **fields)]))
     assert "does not decompress to" in found
+    adapter = one(7, "a/b.safetensors", b"not zlib", raw_size=9, **fields)
+    assert "cannot be decompressed" in refused(tmp_path, build([adapter]))
     text = os.urandom(1000)
     for data, size in (
         (zlib.compress(text), 999),
