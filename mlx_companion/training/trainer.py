@@ -158,7 +158,8 @@ class Trainer:
             stack.enter_context(fully_sharded(self.model, self.ranks, sharded, self.restore))
             stack.enter_context(recompute_layers(self.model, self.config.gradient_checkpointing))
             # Two streams would gather in an order that no other rank can know.
-            streams = stack.enter_context(parallel_streams(1 if sharded else None))
+            made = parallel_streams(1) if sharded else parallel_streams()
+            streams = stack.enter_context(made)
             use_streams(self.optimizer, streams)
             stack.callback(self.model.eval)
             getattr(self.loss, "ready", split_head)(self.model)
