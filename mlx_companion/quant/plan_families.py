@@ -92,7 +92,7 @@ class _Decoder:
         self.layers = whole(config, "num_hidden_layers")
         self.vocabulary = whole(config, "vocab_size")
         self.heads = whole(config, "num_attention_heads")
-        self.kv_heads = whole(config, "num_key_value_heads", self.heads)
+        self.kv_heads = whole(config, "num_key_value_heads", self.heads) or self.heads
         default = 256 if config["model_type"] == "gemma3_text" else self.width // self.heads
         self.head = whole(config, "head_dim", default)
         self.matrices: list[Matrix] = []
@@ -231,8 +231,10 @@ def whole(config: Config, key: str, default: int | None = None) -> int:
     value = config.get(key)
     if value is None and default is not None:
         return default
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+    least = 0 if default is not None else 1
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ConfigError(
-            f"the model's configuration says {key} = {value!r}; expected a whole number"
+            f"the model's configuration says {key} = {value!r}; expected a whole number of "
+            f"{least} or more"
         )
     return value

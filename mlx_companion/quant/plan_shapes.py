@@ -87,6 +87,8 @@ class Quantization:
             return None
         if own is True:
             return self
+        if not isinstance(own, Mapping):
+            raise ConfigError(f"quantization of {path} is {own!r}; expected settings, or false")
         return from_config(own, self.dtype_bytes)
 
     def matrix_bytes(self, matrix: Matrix) -> int:
@@ -105,9 +107,14 @@ def from_config(values: Mapping[str, Any], dtype_bytes: int = 2) -> Quantization
     Raises:
         ConfigError: a format that MLX does not have.
     """
+    bits, group = values.get("bits", 4), values.get("group_size", 64)
+    if not isinstance(bits, int) or not isinstance(group, int):
+        raise ConfigError(
+            f"quantization says bits {bits!r}, group_size {group!r}; expected numbers"
+        )
     return Quantization(
-        int(values.get("bits", 4)),
-        int(values.get("group_size", 64)),
+        bits,
+        group,
         values.get("mode", "affine"),
         dtype_bytes,
         {k: v for k, v in values.items() if k not in ("bits", "group_size", "mode")},

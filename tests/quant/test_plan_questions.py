@@ -23,6 +23,8 @@ from mlx_companion.runtime.hardware import Hardware
 
 CPU = Machine("cpu", 10**10, 9 * 10**9, 1e10, None, 1e11, 1e11, 1e-4, gpu=False)
 GIB = 2**30
+SMALL = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 1, "vocab_size": 64}
+SMALL |= {"intermediate_size": 64, "num_attention_heads": 2, "tie_word_embeddings": False}
 
 
 def test_an_8b_runs_at_35_on_the_reference_machine() -> None:
@@ -256,6 +258,10 @@ def test_wrong_input_is_one_error(
         ({}, "has no 'model_type'"),
         ({"model_type": "llama"}, "hidden_size = None; expected a whole number"),
         ({"model_type": "nobody"}, "unknown to mlx-lm"),
+        (SMALL | {"num_attention_heads": 0}, "num_attention_heads = 0; expected a whole number of"),
+        (SMALL | {"num_hidden_layers": 0}, "num_hidden_layers = 0"),
+        (SMALL | {"quantization": {"bits": "four"}}, "quantization says bits 'four'"),
+        (SMALL | {"quantization": {"bits": 4, "lm_head": 3}}, "quantization of lm_head is 3"),
         ({"model_type": "llama", "hidden_size": "wide"}, "hidden_size = 'wide'"),
         ({"model_type": "blt", "encoder_config": {"hidden_size": "x"}}, "encoder.width"),
         ({"format": "mlx-companion-blt", "kind": "cat"}, "kind is 'cat'"),
@@ -265,7 +271,7 @@ def test_configurations_that_cannot_be_read(config: dict, message: str, tmp_path
     path = tmp_path / "config.json"
     path.write_text(json.dumps(config))
     with pytest.raises(CompanionError, match=message):
-        plan(path, CPU)
+        plan(path, "m4-16")
 
 
 def test_models_that_keep_more_than_keys_and_values() -> None:
