@@ -270,10 +270,8 @@ def _kind_of(name: str) -> Kind:
         return Kind.CONFIG
     if name == "generation_config.json":
         return Kind.GENERATION
-    tokenizer = (
-        ("/" not in name and name.startswith(_TOKENIZER)) or name.endswith(_TOKENIZER_SUFFIXES)
-    )
-    return Kind.TOKENIZER if tokenizer else Kind.FILE
+    at_top = "/" not in name and name.startswith(_TOKENIZER)
+    return Kind.TOKENIZER if at_top or name.endswith(_TOKENIZER_SUFFIXES) else Kind.FILE
 
 
 def _is_allowed(name: str) -> bool:
