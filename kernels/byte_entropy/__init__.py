@@ -65,6 +65,8 @@ def byte_entropy(
     if not logits.size:
         entropy = mx.zeros(logits.shape[:-1])
         return ByteEntropy(entropy, entropy > 0 if limits.decides else None)
+    if chosen == "plain" and not limits.decides:
+        return ByteEntropy(plain.entropy(logits), None)
     if chosen == "reference":
         return reference.byte_entropy(logits, limits)
     if chosen == "plain":
