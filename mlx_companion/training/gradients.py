@@ -93,7 +93,7 @@ class GradientEngine:
         gradients = results[0][1] if onto is None else _plus(onto.gradients, results[0][1])
         for _, more in results[1:]:
             gradients = _plus(gradients, more)
-        mx.eval([values for values, _ in results], _last_layer_first(gradients))
+        mx.eval([values for values, _ in results], gradients)
         return Accumulated(
             _sum(loss for (loss, _), _ in results) + (onto.loss if onto else 0.0),
             _sum(count for (_, count), _ in results) + (onto.targets if onto else 0.0),
@@ -159,13 +159,6 @@ def clipped_mean(
     if clip_norm is not None and norm > clip_norm:
         scale *= clip_norm / norm
     return tree_map(lambda g: g * scale, total.gradients), norm
-
-
-def _last_layer_first(gradients: Any) -> list[mx.array]:
-    # MLX computes results in the order given. Asked for the first layer's gradients first, it
-    # would walk all the way back and keep every layer's activations for later.
-    arrays: dict[str, mx.array] = dict(tree_flatten(gradients))
-    return list(arrays.values())[::-1]
 
 
 def _sum(values: Iterable[mx.array]) -> float:

@@ -17,6 +17,7 @@ from training_models import adapted, arrays, buckets, distance, llama, same
 from mlx_companion.errors import CheckpointError, ConfigError, Stopped, TrainingError
 from mlx_companion.runtime.monitor import Battery, ResourceLimits, ResourceMonitor
 from mlx_companion.runtime.stop import StopSwitch
+from mlx_companion.text import Encoded, LengthBuckets
 from mlx_companion.training import (
     Callback,
     RunInfo,
@@ -339,6 +340,23 @@ def test_memory_stays_flat_with_uneven_lengths() -> None:
     third = len(memory.peaks) // 3
     assert max(memory.peaks[2 * third :]) < 1.1 * max(memory.peaks[:third])
     assert max(memory.active[2 * third :]) < 1.05 * max(memory.active[:third])
+
+
+def test_gradient_checkpointing_lowers_the_peak() -> None:
+    row = Encoded([i % 60 for i in range(200)], [False] * 180 + [True] * 20)
+
+    def peak(on: bool) -> float:
+        model = adapted(num_hidden_layers=12, hidden_size=64, intermediate_size=192)
+        source = LengthBuckets([row] * 4, batch_tokens=800)
+        config = TrainConfig(max_steps=1, gradient_checkpointing=on, share_prefix=False)
+        trainer = Trainer(model, source, config=config)
+        mx.clear_cache()
+        held = mx.get_active_memory()
+        mx.reset_peak_memory()
+        trainer.run()
+        return mx.get_peak_memory() - held
+
+    assert peak(True) < 0.7 * peak(False)
 
 
 def test_gradient_checkpointing_changes_no_bit() -> None:
