@@ -91,7 +91,7 @@ class WeightsError(ModelError):
 
 
 class SouError(ModelError):
-    """A `.sou` file is damaged, hostile, unsigned where it must be signed, or of another version."""
+    """A `.sou` file is damaged, hostile, of another version, or not signed as it must be."""
 
 
 class GenerationError(ModelError, ValueError):

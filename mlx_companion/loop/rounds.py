@@ -51,7 +51,7 @@ from mlx_companion.runtime.memory import peak_memory_mb
 from mlx_companion.runtime.seeds import seed_everything
 from mlx_companion.runtime.stop import NEVER, StopSwitch
 from mlx_companion.store import Round, Step, Store
-from mlx_companion.training.finetune import CHECKPOINTS
+from mlx_companion.training.run_folder import CHECKPOINTS
 
 __all__ = ["STEPS", "RoundResult", "improve"]
 

@@ -6,10 +6,11 @@ trainer      steps, evaluations, checkpoints
 finetune     files and a model's name in, an adapter out; goes on where it was interrupted
 """
 
+from mlx_companion.training.adapter_run import TrainResult, read_result, train_adapter
 from mlx_companion.training.callbacks import Callback, MetricsLog
 from mlx_companion.training.config import TrainConfig
 from mlx_companion.training.data import DataReport
-from mlx_companion.training.finetune import TrainResult, finetune, read_result
+from mlx_companion.training.finetune import finetune
 from mlx_companion.training.losses import Loss, SftLoss, sft_loss
 from mlx_companion.training.progress import RichProgress
 from mlx_companion.training.rehearsal import Rehearsal, rehearse
@@ -35,4 +36,5 @@ __all__ = [
     "read_result",
     "rehearse",
     "sft_loss",
+    "train_adapter",
 ]

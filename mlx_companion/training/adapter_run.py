@@ -13,44 +13,64 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from mlx_companion.errors import AdapterError, CheckpointError, TrainingError
+from mlx_companion.errors import AdapterError, CheckpointError
 from mlx_companion.lora import LoraConfig, attach, detach, load_adapter, save_adapter
 from mlx_companion.models.load import LanguageModel
 from mlx_companion.runtime.config import to_dict
 from mlx_companion.runtime.device import environment
 from mlx_companion.runtime.files import atomic_write_json
+from mlx_companion.runtime.logs import get_logger
 from mlx_companion.runtime.monitor import ResourceMonitor
 from mlx_companion.runtime.stop import NEVER, StopSwitch
 from mlx_companion.training.callbacks import Callback, MetricsLog
 from mlx_companion.training.config import TrainConfig
 from mlx_companion.training.distributed import Ranks, join
-from mlx_companion.training.finetune import (
+from mlx_companion.training.joint_runs import joint_run, share_adapter, shared_result, watching
+from mlx_companion.training.loss_metrics import LossMetricsLog
+from mlx_companion.training.losses import Loss
+from mlx_companion.training.progress import RichProgress
+from mlx_companion.training.run_folder import (
     ADAPTER,
     CHECKPOINTS,
     METRICS,
     RESULT,
     RUN,
-    TrainResult,
-    read_result,
+    held,
     run_hash,
 )
-from mlx_companion.training.joint_runs import joint_run, share_adapter, shared_result, watching
-from mlx_companion.training.loss_metrics import LossMetricsLog
-from mlx_companion.training.losses import Loss
-from mlx_companion.training.progress import RichProgress
 from mlx_companion.training.state import TrainSummary
 from mlx_companion.training.tracking import trackers_for
 from mlx_companion.training.trainer import Trainer
 
 LOSS_METRICS = "loss.jsonl"
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainResult(TrainSummary):
+    """What a run gave; see `TrainSummary` for the figures.
+
+    Attributes:
+        adapter: the adapter's folder.
+        adapter_sha256: hash of its weights file.
+        base_sha256: hash of the model it was trained on.
+        run_hash: identifies model, data and settings.
+        data: the data report, as JSON values.
+        finished_before: the run was finished already; nothing was trained now.
+    """
+
+    adapter: Path
+    adapter_sha256: str
+    base_sha256: str
+    run_hash: str
+    data: dict[str, Any]
+    finished_before: bool = False
 
 
 def train_adapter(
@@ -58,7 +78,7 @@ def train_adapter(
     rows: Any,
     out: str | Path,
     *,
-    loss: Loss,
+    loss: Loss | None,
     data_sha256: str,
     lora: LoraConfig | None = None,
     train: TrainConfig | None = None,
@@ -70,6 +90,7 @@ def train_adapter(
     callbacks: Iterable[Callback] = (),
     progress: bool = True,
     track: Iterable[str] = ("local",),
+    restore: bool = True,
 ) -> TrainResult:
     """Train an adapter, or go on with one.
 
@@ -77,12 +98,14 @@ def train_adapter(
         lm: the base model; adapters on it are taken off, and it carries the new one afterwards.
         rows: a row source (`text.sources`), such as `PreferenceRows`.
         out: the run's folder.
-        loss: what is minimized; `metrics` of it, if it has any, go into loss.jsonl.
+        loss: what is minimized, cross-entropy of the targets if None; `metrics` of it, if it has
+            any, go into loss.jsonl.
         data_sha256: identifies the rows and all that the loss was made with (`digest_of`).
         lora, train: the adapter's shape, and how it is trained.
         valid: held-out rows; the weights with the lowest loss on them are kept.
         about: JSON values that say what was trained on, for run.json and the result.
         resume, stop, monitor, callbacks, progress, track: as for `finetune`.
+        restore: see `Trainer`; of fully sharded models.
 
     Raises:
         as `finetune`.
@@ -90,7 +113,7 @@ def train_adapter(
     lora, train, out = lora or LoraConfig(), train or TrainConfig(), Path(out)
     ranks = join()
     run = _Run(lm, out, lora, train, data_sha256, dict(about or {}), ranks)
-    with joint_run(ranks, lambda: _alone(out)):
+    with joint_run(ranks, lambda: held(out)):
         finished = run.finished() if resume else None
         if finished is not None:
             return finished
@@ -110,9 +133,10 @@ def train_adapter(
                 checkpoints=out / CHECKPOINTS,
                 run_hash=run.hash,
                 ranks=ranks,
+                restore=restore,
             )
-            ranks.on_first(lambda: atomic_write_json(out / RUN, run.described()), "write run.json")
-            return run.write(trainer.run(resume=resume))
+            ranks.on_first(lambda: run.prepare(resume, trainer), "prepare the folder")
+            return run.write(trainer.run())
         except BaseException:
             detach(lm.model)
             raise
@@ -161,11 +185,23 @@ class _Run:
         settings = {name: about.pop(name) for name in ("lora", "train")}
         return trackers_for(names, self.out, self.hash, settings, about)
 
-    def watching(self, loss: Loss, track: Iterable[str], progress: bool) -> list[Callback]:
+    def prepare(self, resume: bool, trainer: Trainer) -> None:
+        """Clear the folder if the run starts over, and say what it is if it has not begun."""
+        if not resume and trainer.folder is not None:
+            trainer.folder.clear()
+            for name in (RESULT, METRICS):
+                (self.out / name).unlink(missing_ok=True)
+            shutil.rmtree(self.out / ADAPTER, ignore_errors=True)
+        begun = trainer.folder is not None and bool(trainer.folder.steps())
+        if not ((self.out / RUN).exists() and begun):
+            atomic_write_json(self.out / RUN, self.described())
+
+    def watching(self, loss: Loss | None, track: Iterable[str], progress: bool) -> list[Callback]:
         """What writes and shows."""
         found: list[Callback] = [MetricsLog(self.out / METRICS), *self.trackers(track)]
-        if hasattr(loss, "metrics"):
-            found.append(LossMetricsLog(loss.metrics, self.out / LOSS_METRICS))
+        figures = getattr(loss, "metrics", None)
+        if figures is not None:
+            found.append(LossMetricsLog(figures, self.out / LOSS_METRICS))
         return found + ([RichProgress()] if progress else [])
 
     def finished(self) -> TrainResult | None:
@@ -182,12 +218,14 @@ class _Run:
             return None
         if result.run_hash != self.hash:
             raise CheckpointError(
-                f"{self.out} holds the result of another run: its model, data or settings are not "
-                "those given; choose another output folder, or start over with resume=False"
+                f"{self.out} holds the result of another run: its model, data or settings "
+                f"({result.run_hash[:12]}) are not those given ({self.hash[:12]}); choose another "
+                "output folder, or start over in this one with resume=False"
             )
         try:
             load_adapter(result.adapter, self.lm.model, self.lm.base_sha256, result.adapter_sha256)
-        except AdapterError:
+        except AdapterError as error:
+            _log.warning("adapter is damaged, made again", extra={"damage": str(error)})
             return None
         return result
 
@@ -216,14 +254,15 @@ class _Run:
         return result
 
 
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Keep a second process from training into the same folder."""
-    out.mkdir(parents=True, exist_ok=True)
+def read_result(out: str | Path) -> TrainResult | None:
+    """The result of a finished run; None when there is none or it cannot be read."""
+    path = Path(out) / RESULT
     try:
-        with FileLock(out / ".lock", timeout=0):
-            yield
-    except Timeout as error:
-        raise TrainingError(
-            f"another process is training into {out}; wait for it or choose another folder"
-        ) from error
+        values = json.loads(path.read_text(encoding="utf-8"))
+        values |= {"adapter": Path(out) / values["adapter"], "finished_before": True}
+        return TrainResult(**{field.name: values[field.name] for field in fields(TrainResult)})
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        _log.warning("result is damaged, made again", extra={"path": str(path), "why": str(error)})
+        return None

@@ -38,9 +38,9 @@ from mlx_companion.training.classifier_loss import ClassifierLoss, labelled_rows
 from mlx_companion.training.classifier_scores import Scores, score
 from mlx_companion.training.config import TrainConfig
 from mlx_companion.training.distributed import Ranks, join
-from mlx_companion.training.finetune import CHECKPOINTS, METRICS, RESULT, RUN, run_hash
 from mlx_companion.training.joint_runs import joint_run, share_adapter, shared_result, watching
 from mlx_companion.training.progress import RichProgress
+from mlx_companion.training.run_folder import CHECKPOINTS, METRICS, RESULT, RUN, run_hash
 from mlx_companion.training.tracking import trackers_for
 from mlx_companion.training.trainer import Trainer
 

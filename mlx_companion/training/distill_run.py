@@ -16,11 +16,10 @@ from typing import Any
 
 from mlx_companion.errors import ConfigError
 from mlx_companion.models.load import LanguageModel
-from mlx_companion.training.adapter_run import digest_of, train_adapter
+from mlx_companion.training.adapter_run import TrainResult, digest_of, train_adapter
 from mlx_companion.training.config import TrainConfig
 from mlx_companion.training.data import Data, TrainingData, check_packing, prepare_data
 from mlx_companion.training.distill import DistillLoss, Kind, vocabulary_of
-from mlx_companion.training.finetune import TrainResult
 from mlx_companion.training.teacher_cache import TaughtRows, teacher_cache
 
 TEACHER = "teacher"

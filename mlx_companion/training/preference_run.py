@@ -22,9 +22,8 @@ from mlx_companion.models.fast_cpu import fast_cpu
 from mlx_companion.models.load import LanguageModel
 from mlx_companion.runtime.seeds import derive_seed
 from mlx_companion.text.preference_records import PreferencePair, judge_pairs
-from mlx_companion.training.adapter_run import digest_of, train_adapter
+from mlx_companion.training.adapter_run import TrainResult, digest_of, train_adapter
 from mlx_companion.training.config import TrainConfig
-from mlx_companion.training.finetune import TrainResult
 from mlx_companion.training.preference_data import PreferenceRows, encode_judged, encode_pairs
 from mlx_companion.training.preference_loss import PreferenceLoss, pair_logprobs, reference_logprobs
 from mlx_companion.training.preference_objectives import Objective

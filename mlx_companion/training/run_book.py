@@ -131,9 +131,7 @@ class RunBook:
             if found:
                 names = ", ".join(run.id for run in found)
                 raise DataError(f"'{which}' means {len(found)} runs: {names}; give one of these")
-        raise DataError(
-            f"there is no run '{which}'; `mlx-companion runs list` shows what there is"
-        )
+        raise DataError(f"there is no run '{which}'; `mlx-companion runs list` shows what there is")
 
     def names(self, run: str) -> list[str]:
         """Names of the series that a run has, by its id."""

@@ -33,9 +33,10 @@ from mlx_companion.models.load import LanguageModel, load
 from mlx_companion.runtime.config import config_hash, load_config, to_dict
 from mlx_companion.runtime.files import atomic_write_json
 from mlx_companion.runtime.stop import NEVER, StopSwitch
+from mlx_companion.training.adapter_run import TrainResult
 from mlx_companion.training.callbacks import Callback
 from mlx_companion.training.data import Data
-from mlx_companion.training.finetune import TrainResult, finetune
+from mlx_companion.training.finetune import finetune
 from mlx_companion.training.settings import FinetuneConfig
 from mlx_companion.training.state import RunInfo
 
