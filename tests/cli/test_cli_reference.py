@@ -17,8 +17,8 @@ VERBS = {
     "chat", "generate", "improve", "finetune", "versions", "promote", "rollback", "diff",
     "data export", "data import", "data delete", "data stats", "doctor", "models", "fetch",
     "plan", "stop", "resume", "blt train", "blt generate", "blt patch", "blt eval", "blt convert",
-    "blt calibrate", "tune", "classify", "runs list", "runs show", "runs compare", "runs plot", "runs add",
-    "runs forget", "sou pack", "sou inspect", "sou verify", "sou unpack", "sou diff",
+    "blt calibrate", "tune", "classify", "runs list", "runs show", "runs compare", "runs plot",
+    "runs add", "runs forget", "sou pack", "sou inspect", "sou verify", "sou unpack", "sou diff",
 }  # fmt: skip
 
 
