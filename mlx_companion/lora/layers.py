@@ -19,6 +19,7 @@ forward only; while not training, the norm is kept until A or B changes.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Literal
 
 import mlx.core as mx
@@ -46,7 +47,7 @@ class _Norms:
         self.last: tuple[mx.array, mx.array, mx.array] | None = None
 
 
-class Adapter(nn.Module):
+class Adapter(nn.Module, ABC):
     """What both adapter layers share.
 
     Args:
@@ -157,14 +158,17 @@ class Adapter(nn.Module):
         a, b = self.factors()
         return a.astype(mx.float32) @ b.astype(mx.float32)
 
+    @abstractmethod
     def _initial(self, rank: int, key: mx.array) -> tuple[mx.array, mx.array]:
-        raise NotImplementedError
+        """A and B before training, for this kind of layer."""
 
+    @abstractmethod
     def _base_squares(self) -> mx.array:
-        raise NotImplementedError
+        """Squared norms of the base's outputs, (outputs,) float32."""
 
+    @abstractmethod
     def _through_base(self, a: mx.array) -> mx.array:
-        raise NotImplementedError
+        """A^T W^T: what the base makes of A's columns, (r, outputs)."""
 
 
 class LoRALinear(Adapter):
