@@ -1,8 +1,9 @@
-"""Keeps long work polite: battery, memory and CPU ceilings, looked at between steps.
+"""Keeps long work polite: battery, heat, memory and CPU ceilings, looked at between steps.
 
 The trainer and the generator call `consult(stop)` at each safe point. It returns at once with an
 `Advice` (how much smaller the next piece of work should be), sleeps when the CPU ceiling asks for
-it, or waits while the battery is too low, honouring the kill switch all the time::
+it, or waits while the battery is too low or the machine too hot, honouring the kill switch all
+the time::
 
     monitor = ResourceMonitor(ResourceLimits(on_battery="pause", battery_threshold=30))
     for batch in batches:
@@ -12,6 +13,7 @@ it, or waits while the battery is too low, honouring the kill switch all the tim
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -20,6 +22,7 @@ from typing import Literal, Protocol
 
 from mlx_companion.errors import ConfigError
 from mlx_companion.runtime.cores import available_cores
+from mlx_companion.runtime.heat import LEVELS, Heat, read_heat
 from mlx_companion.runtime.logs import get_logger
 from mlx_companion.runtime.memory import memory_mb, peak_memory_mb
 from mlx_companion.runtime.stop import NEVER, StopSwitch
@@ -57,6 +60,8 @@ class ResourceLimits:
         on_battery: what to do while unplugged with less charge than `battery_threshold`:
             `reduce` halves the work per step, `pause` waits, `ignore` goes on.
         battery_threshold: percent of charge.
+        on_heat: what to do while the machine says that it is hot ("serious", see `runtime.heat`);
+            as for `on_battery`. While it is "critical", both other answers than `ignore` wait.
         max_memory_mb: ceiling on this process's memory (MB); over it the advice shrinks the work.
         max_cpu_percent: ceiling on this process's share of the usable cores (100 = all of them),
             kept by sleeping between steps.
@@ -65,15 +70,16 @@ class ResourceLimits:
 
     on_battery: Literal["reduce", "pause", "ignore"] = "reduce"
     battery_threshold: float = 40.0
+    on_heat: Literal["reduce", "pause", "ignore"] = "reduce"
     max_memory_mb: float | None = None
     max_cpu_percent: float | None = None
     poll_seconds: float = 5.0
 
     def __post_init__(self) -> None:
-        if self.on_battery not in ("reduce", "pause", "ignore"):
-            raise ConfigError(
-                f"on_battery is {self.on_battery!r}; expected 'reduce', 'pause' or 'ignore'"
-            )
+        for name in ("on_battery", "on_heat"):
+            answer = getattr(self, name)
+            if answer not in ("reduce", "pause", "ignore"):
+                raise ConfigError(f"{name} is {answer!r}; expected 'reduce', 'pause' or 'ignore'")
         if not 0 <= self.battery_threshold <= 100:
             raise ConfigError(
                 f"battery_threshold is {self.battery_threshold}; expected a percentage, 0 to 100"
@@ -108,6 +114,10 @@ class Probe(Protocol):
         """The battery's state, or None on a machine without one."""
         ...
 
+    def heat(self) -> Heat | None:
+        """The machine's thermal pressure, or None where it is not known."""
+        ...
+
     def memory_mb(self) -> float:
         """This process's memory, MB."""
         ...
@@ -131,6 +141,10 @@ class SystemProbe:
     def battery(self) -> Battery | None:
         """See `Probe`."""
         return read_battery()
+
+    def heat(self) -> Heat | None:
+        """See `Probe`."""
+        return read_heat()
 
     def memory_mb(self) -> float:
         """See `Probe`."""
@@ -167,7 +181,7 @@ class ResourceMonitor:
     """Compares the machine with the limits, at most once per `poll_seconds`.
 
     Args:
-        limits: the ceilings; the defaults only halve work on a battery below 40 %.
+        limits: the ceilings; the defaults halve work on a battery below 40 % and on a hot machine.
         probe: where the readings come from.
         cores: usable cores, of which `max_cpu_percent` is a share; default: as detected.
         on_pause: called with the reason when work starts to wait, and with None when it goes on.
@@ -204,22 +218,26 @@ class ResourceMonitor:
         stop.check()
         self._keep_cpu_ceiling(stop)
         if self._probe.now() >= self._next_poll:
-            self._wait_for_power(stop)
+            self._wait_until_fit(stop)
             self._advice = self._judge()
             self._next_poll = self._probe.now() + self.limits.poll_seconds
         return self._advice
 
     def _judge(self) -> Advice:
-        scales = [self._battery_scale(), self._memory_scale()]
+        scales = [self._battery_scale(), self._heat_scale(), self._memory_scale()]
         reasons = [reason for _, reason in scales if reason is not None]
         if not reasons:
             return Advice()
-        scale = max(_SMALLEST, scales[0][0] * scales[1][0])
+        scale = max(_SMALLEST, math.prod(scale for scale, _ in scales))
         return Advice(scale, "; ".join(reasons))
 
     def _battery_scale(self) -> tuple[float, str | None]:
         low = self._low_battery() if self.limits.on_battery == "reduce" else None
         return (1.0, None) if low is None else (_REDUCED, low)
+
+    def _heat_scale(self) -> tuple[float, str | None]:
+        hot = self._too_hot("serious") if self.limits.on_heat == "reduce" else None
+        return (1.0, None) if hot is None else (_REDUCED, hot)
 
     def _memory_scale(self) -> tuple[float, str | None]:
         limit = self.limits.max_memory_mb
@@ -239,15 +257,26 @@ class ResourceMonitor:
             return None
         return f"battery at {battery.percent:.0f} %, below {self.limits.battery_threshold:.0f} %"
 
-    def _wait_for_power(self, stop: StopSwitch) -> None:
-        if self.limits.on_battery != "pause":
-            return
-        reason = self._low_battery()
+    def _too_hot(self, least: Heat) -> str | None:
+        heat = self._probe.heat()
+        if heat is None or LEVELS.index(heat) < LEVELS.index(least):
+            return None
+        return f"the machine is hot ({heat})"
+
+    def _reason_to_wait(self) -> str | None:
+        if self.limits.on_battery == "pause" and (reason := self._low_battery()) is not None:
+            return reason
+        if self.limits.on_heat == "ignore":
+            return None
+        return self._too_hot("serious" if self.limits.on_heat == "pause" else "critical")
+
+    def _wait_until_fit(self, stop: StopSwitch) -> None:
+        reason = self._reason_to_wait()
         if reason is None:
             return
         self._announce(reason)
         try:
-            while self._low_battery() is not None:
+            while self._reason_to_wait() is not None:
                 self._sleep(self.limits.poll_seconds, stop)
         finally:
             self._announce(None)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_companion.errors import ConfigError, Stopped
+from mlx_companion.runtime.heat import Heat, hottest, mac_level, read_heat
 from mlx_companion.runtime.monitor import (
     Advice,
     Battery,
@@ -27,6 +30,10 @@ class FakeMachine:
         self.clock = 1000.0
         self.looks = 0
         self.charge_per_second = 0.0
+        self.levels: list[Heat | None] = [None]
+
+    def heat(self) -> Heat | None:
+        return self.levels.pop(0) if len(self.levels) > 1 else self.levels[0]
 
     def battery(self) -> Battery | None:
         self.looks += 1
@@ -187,3 +194,97 @@ def test_the_real_probe_answers() -> None:
     assert 0 < advice.scale < 1
     battery = read_battery()
     assert battery is None or 0 <= battery.percent <= 100
+
+
+@pytest.mark.parametrize(
+    ("heat", "answer", "scale"),
+    [
+        (None, "reduce", 1.0),
+        ("fair", "reduce", 1.0),
+        ("serious", "reduce", 0.5),
+        ("serious", "ignore", 1.0),
+        ("critical", "ignore", 1.0),
+    ],
+)
+def test_a_hot_machine_halves_the_work(heat: Heat | None, answer: str, scale: float) -> None:
+    machine = FakeMachine()
+    machine.levels = [heat]
+    advice = monitor(machine, on_heat=answer).consult()
+    assert advice.scale == scale
+    assert (advice.reason is None) == (scale == 1.0)
+
+
+@pytest.mark.parametrize(
+    ("answer", "levels", "slept", "scale"),
+    [
+        ("pause", ["serious", "serious", "serious", "fair"], 10, 1.0),
+        ("reduce", ["critical", "critical", "critical", "serious"], 10, 0.5),
+    ],
+)
+def test_work_waits_until_the_machine_has_cooled(
+    answer: str, levels: list[Heat | None], slept: float, scale: float
+) -> None:
+    machine = FakeMachine()
+    machine.levels = levels
+    before = machine.clock
+    assert monitor(machine, on_heat=answer).consult().scale == scale
+    assert machine.clock - before == pytest.approx(slept)
+
+
+def test_a_stop_is_honoured_while_the_machine_cools(tmp_path: Path) -> None:
+    machine, switch = FakeMachine(), StopSwitch(tmp_path / "stop")
+    machine.levels = ["critical"]
+    asleep = machine.sleep
+
+    def sleep(seconds: float) -> None:
+        asleep(seconds)
+        switch.request("enough")
+
+    machine.sleep = sleep  # type: ignore[method-assign]
+    with pytest.raises(Stopped):
+        monitor(machine).consult(switch)
+
+
+def test_battery_and_heat_together_shrink_work_twice() -> None:
+    machine = FakeMachine(Battery(10, plugged=False))
+    machine.levels = ["serious"]
+    advice = monitor(machine).consult()
+    assert advice.scale == 0.25
+    assert "battery" in str(advice.reason)
+    assert "hot" in str(advice.reason)
+
+
+@pytest.mark.parametrize(
+    ("sensors", "level"),
+    [
+        ([], None),
+        ([{"current": 95.0, "high": None, "critical": None}], None),
+        ([{"current": 50.0, "high": 80.0, "critical": 100.0}], "nominal"),
+        ([{"current": 76.0, "high": 80.0, "critical": 100.0}], "fair"),
+        ([{"current": 80.0, "high": 80.0, "critical": 100.0}], "serious"),
+        ([{"current": 100.0, "high": 80.0, "critical": 100.0}], "critical"),
+        ([{"current": 60.0, "high": None, "critical": 100.0}], "nominal"),
+        (
+            [
+                {"current": 20.0, "high": 80.0, "critical": None},
+                {"current": 81.0, "high": 80.0, "critical": None},
+                {"current": 200.0, "high": None, "critical": None},
+            ],
+            "serious",
+        ),
+    ],
+)
+def test_the_hottest_sensor_counts(sensors: list[dict[str, float | None]], level: str) -> None:
+    assert hottest(sensors) == level
+
+
+def test_levels_of_macos_and_this_machine() -> None:
+    assert [mac_level(n) for n in range(6)] == [
+        "nominal", "fair", "serious", "critical", "critical", "critical",
+    ]  # fmt: skip
+    assert read_heat() in (None, "nominal", "fair", "serious", "critical")
+
+
+def test_an_unknown_answer_to_heat_is_refused() -> None:
+    with pytest.raises(ConfigError, match="on_heat"):
+        ResourceLimits(on_heat="panic")

@@ -295,6 +295,9 @@ def test_smaller_pieces_give_the_same_result() -> None:
         def battery(self) -> Battery:
             return Battery(10.0, False)
 
+        def heat(self) -> None:
+            return None
+
         def memory_mb(self) -> float:
             return 1.0
 
