@@ -21,7 +21,7 @@ import numpy as np
 from mlx_companion.errors import ConfigError
 from mlx_companion.runtime.seeds import derive_seed
 from mlx_companion.text.encode import Encoded
-from mlx_companion.text.row_sizes import row_sizes
+from mlx_companion.text.row_sizes import SizedSamples
 
 PAD_TOKEN = 0
 # Measured on log-normal lengths: at 0.1 epochs share 1-14 % of their batches (0: 30-91 %) and
@@ -84,7 +84,7 @@ def collate(encoded: Sequence[Encoded], indices: Sequence[int], pad_to: int = 1)
     return Batch(mx.array(tokens), mx.array(targets), mx.array(lengths), tuple(indices))
 
 
-class LengthBuckets:
+class LengthBuckets(SizedSamples):
     """Plans epochs of batches over encoded samples.
 
     Args:
@@ -117,24 +117,10 @@ class LengthBuckets:
             _at_least_one(name, value)
         if max_rows is not None:
             _at_least_one("max_rows", max_rows)
-        sizes = row_sizes(encoded)
-        self.encoded = encoded
+        super().__init__(encoded, seed)
         self.batch_tokens = batch_tokens
         self.max_rows = len(encoded) if max_rows is None else max_rows
-        self.seed = seed
         self.pad_to = pad_to
-        self.lengths = sizes.lengths
-        self._target_count = int(sizes.targets.sum())
-
-    @property
-    def rows(self) -> int:
-        """Rows of an epoch."""
-        return len(self.encoded)
-
-    @property
-    def target_count(self) -> int:
-        """Targets of an epoch."""
-        return self._target_count
 
     def epoch(self, number: int) -> list[tuple[int, ...]]:
         """The batches of one epoch, as sample indices; each sample is in exactly one batch."""
@@ -153,10 +139,6 @@ class LengthBuckets:
         """Collate the batches of an epoch one at a time, from batch `start` on."""
         for indices in self.epoch(number)[start:]:
             yield self.batch(indices)
-
-    def tokens(self, indices: Sequence[int]) -> int:
-        """Tokens of those rows, padding excluded."""
-        return int(self.lengths[list(indices)].sum())
 
     def slots(self, indices: Sequence[int]) -> int:
         """The same, padding included."""

@@ -25,7 +25,7 @@ import numpy as np
 from mlx_companion.errors import ConfigError
 from mlx_companion.runtime.seeds import derive_seed
 from mlx_companion.text.encode import Encoded
-from mlx_companion.text.row_sizes import row_sizes
+from mlx_companion.text.row_sizes import SizedSamples
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def pack(encoded: Sequence[Encoded], indices: Sequence[int]) -> PackedRow:
     return _row(documents, [indices[at] for at in order])
 
 
-class PackedSamples:
+class PackedSamples(SizedSamples):
     """Plans epochs of packed rows over encoded samples: a source for the trainer (`RowSource`).
 
     Args:
@@ -109,23 +109,9 @@ class PackedSamples:
         for name, value in (("row_tokens", row_tokens), ("max_samples", max_samples)):
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be 1 or more, got {value}")
-        sizes = row_sizes(encoded)
-        self.encoded = encoded
+        super().__init__(encoded, seed)
         self.row_tokens = row_tokens
         self.max_samples = len(encoded) if max_samples is None else max_samples
-        self.seed = seed
-        self.lengths = sizes.lengths
-        self._target_count = int(sizes.targets.sum())
-
-    @property
-    def rows(self) -> int:
-        """Samples of an epoch."""
-        return len(self.encoded)
-
-    @property
-    def target_count(self) -> int:
-        """Targets of an epoch."""
-        return self._target_count
 
     def epoch(self, number: int) -> list[tuple[int, ...]]:
         """The rows of one epoch, as sample indices; each sample is in exactly one row."""
@@ -137,10 +123,6 @@ class PackedSamples:
     def batch(self, indices: Sequence[int]) -> PackedRow:
         """The row of those samples."""
         return pack(self.encoded, indices)
-
-    def tokens(self, indices: Sequence[int]) -> int:
-        """Tokens of those samples."""
-        return int(self.lengths[list(indices)].sum())
 
     def slots(self, indices: Sequence[int]) -> int:
         """The same: there is no padding."""

@@ -1,4 +1,4 @@
-"""Lengths and targets of encoded rows, counted once or known already."""
+"""Lengths and targets of encoded rows, counted once or known already, for all row sources."""
 
 from __future__ import annotations
 
@@ -40,3 +40,38 @@ def row_sizes(encoded: Sequence[Encoded]) -> RowSizes:
         empty = int(known.targets.argmin())
         raise DataError(f"sample {empty} has no token to train on; drop it first")
     return known
+
+
+class SizedSamples:
+    """What row sources over encoded samples share: their sizes and counts.
+
+    Args:
+        encoded: the data set; every sample has at least one target.
+        seed: with the epoch number, decides every plan.
+
+    Attributes:
+        lengths: (N,) tokens of each sample.
+
+    Raises:
+        DataError: no samples, or one without a target.
+    """
+
+    def __init__(self, encoded: Sequence[Encoded], seed: int) -> None:
+        sizes = row_sizes(encoded)
+        self.encoded, self.seed = encoded, seed
+        self.lengths = sizes.lengths
+        self._target_count = int(sizes.targets.sum())
+
+    @property
+    def rows(self) -> int:
+        """Samples of an epoch."""
+        return len(self.encoded)
+
+    @property
+    def target_count(self) -> int:
+        """Targets of an epoch."""
+        return self._target_count
+
+    def tokens(self, indices: Sequence[int]) -> int:
+        """Tokens of those samples, padding excluded."""
+        return int(self.lengths[list(indices)].sum())
