@@ -35,7 +35,7 @@ from mlx_companion.training.logprobs import (
     target_rows,
     token_logprobs,
 )
-from mlx_companion.training.loss_metrics import MetricSums, Noted, mean_of, mean_where
+from mlx_companion.training.loss_metrics import MetricSums, Noted, by_name, mean_of, mean_where
 
 Normalisation = Literal["sequence", "token", "constant"]
 Scaling = Literal["group", "batch", "none"]
@@ -236,12 +236,7 @@ class GrpoLoss:
     """
 
     def __init__(self, objective: Grpo | str = "grpo") -> None:
-        if isinstance(objective, str):
-            if objective not in VARIANTS:
-                known = ", ".join(VARIANTS)
-                raise ConfigError(f"no variant of GRPO is called '{objective}'; use {known}")
-            objective = VARIANTS[objective]
-        self.objective = objective
+        self.objective = by_name(objective, VARIANTS, "variant of GRPO")
         self.metrics = MetricSums()
         self._share = False
 

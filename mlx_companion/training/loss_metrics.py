@@ -10,12 +10,17 @@ A loss notes sums and counts while it runs; a callback takes their means after e
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import mlx.core as mx
 
+from mlx_companion.errors import ConfigError
 from mlx_companion.training.callbacks import MetricsLog
 from mlx_companion.training.state import StepInfo
+
+T = TypeVar("T")
 
 # By then all but the newest were computed with their losses.
 _MOST_PENDING = 64
@@ -95,3 +100,21 @@ def mean_of(values: mx.array) -> tuple[mx.array, mx.array]:
 def mean_where(values: mx.array, weights: mx.array) -> tuple[mx.array, mx.array]:
     """(sum, count) of the values whose weight is 1, not 0."""
     return (values * weights).sum(), weights.sum()
+
+
+def by_name(given: T | str, known: Mapping[str, T], what: str) -> T:
+    """A loss's objective: the one given, or the one of that name.
+
+    Args:
+        given: an objective, or a name.
+        known: objectives by name.
+        what: what they are, for the message.
+
+    Raises:
+        ConfigError: none has that name.
+    """
+    if not isinstance(given, str):
+        return given
+    if given not in known:
+        raise ConfigError(f"no {what} is called '{given}'; use {', '.join(known)}")
+    return known[given]

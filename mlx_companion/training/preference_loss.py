@@ -33,7 +33,7 @@ from mlx_companion.training.logprobs import (
     token_logprobs,
     without_adapters,
 )
-from mlx_companion.training.loss_metrics import MetricSums
+from mlx_companion.training.loss_metrics import MetricSums, by_name
 from mlx_companion.training.preference_data import PreferenceBatch, PreferenceRows
 from mlx_companion.training.preference_objectives import OBJECTIVES, Objective, Scores
 
@@ -61,12 +61,7 @@ class PreferenceLoss:
     """
 
     def __init__(self, objective: Objective | str = "dpo") -> None:
-        if isinstance(objective, str):
-            if objective not in OBJECTIVES:
-                known = ", ".join(OBJECTIVES)
-                raise ConfigError(f"no preference objective is called '{objective}'; use {known}")
-            objective = OBJECTIVES[objective]
-        self.objective = objective
+        self.objective = by_name(objective, OBJECTIVES, "preference objective")
         self.metrics = MetricSums()
         self._share = False
 
