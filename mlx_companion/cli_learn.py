@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -61,7 +61,7 @@ def tune(
             data,
             out or Path("studies") / data.resolve().stem,
             space=space_from(_read_mapping(space)),
-            valid=path_or_share(valid) or 0.1,
+            valid=cast("str | float", path_or_share(valid)),
             base=settings,
             stop=switch,
             progress=_say,
