@@ -138,42 +138,47 @@ def _ask(
     in_row = 0
     with TeacherClient(config) as client:
         client.check()
-        with _Workers(client, work, config.concurrency) as workers:
-            for _ in work:
-                key, outcome = workers.next(stop)
-                if isinstance(outcome, TeacherReply):
-                    file.add(key, outcome)
-                    in_row = 0
-                    if on_reply is not None:
-                        on_reply(total - len(work) + workers.done - len(failed), total)
-                    continue
-                if not isinstance(outcome, Refused):
-                    raise outcome
-                failed[key], in_row = str(outcome), in_row + 1
-                _log.warning("a prompt got no reply", extra={"why": str(outcome)})
-                if in_row >= config.most_failures:
-                    raise TeacherError(
-                        f"{in_row} prompts in a row got no reply from {config.url} ({outcome}); "
-                        "replies so far are kept: run it again when the server is well"
-                    )
+    with _Workers(config, work) as workers:
+        for _ in work:
+            key, outcome = workers.next(stop)
+            if isinstance(outcome, TeacherReply):
+                file.add(key, outcome)
+                in_row = 0
+                if on_reply is not None:
+                    on_reply(total - len(work) + workers.done - len(failed), total)
+                continue
+            if not isinstance(outcome, Refused):
+                raise outcome
+            failed[key], in_row = str(outcome), in_row + 1
+            _log.warning("a prompt got no reply", extra={"why": str(outcome)})
+            if in_row >= config.most_failures:
+                raise TeacherError(
+                    f"{in_row} prompts in a row got no reply from {config.url} ({outcome}); "
+                    "replies so far are kept: run it again when the server is well"
+                )
     return failed
 
 
 class _Workers:
-    """Threads that ask. They end with the program, so that a slow server does not hold it up."""
+    """Threads that ask. They end with the program, so that a slow server does not hold it up.
 
-    def __init__(self, client: TeacherClient, work: list[tuple[str, Messages]], count: int) -> None:
-        self._client = client
+    The last thread to end closes the connections: closed any earlier, one that a thread is just
+    opening would stay open.
+    """
+
+    def __init__(self, config: TeacherConfig, work: list[tuple[str, Messages]]) -> None:
+        self._client = TeacherClient(config)
         self._todo: queue.SimpleQueue[tuple[str, Messages]] = queue.SimpleQueue()
         self._found: queue.SimpleQueue[tuple[str, TeacherReply | Exception]] = queue.SimpleQueue()
         for item in work:
             self._todo.put(item)
         self._over = threading.Event()
-        self._count = min(count, len(work))
+        self._running = min(config.concurrency, len(work))
+        self._lock = threading.Lock()
         self.done = 0
 
     def __enter__(self) -> _Workers:
-        for _ in range(self._count):
+        for _ in range(self._running):
             threading.Thread(target=self._run, name="teacher", daemon=True).start()
         return self
 
@@ -192,6 +197,16 @@ class _Workers:
             return found
 
     def _run(self) -> None:
+        try:
+            self._ask_all()
+        finally:
+            with self._lock:
+                self._running -= 1
+                last = self._running == 0
+            if last:
+                self._client.close()
+
+    def _ask_all(self) -> None:
         while not self._over.is_set():
             try:
                 key, chat = self._todo.get_nowait()

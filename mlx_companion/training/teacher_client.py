@@ -177,6 +177,10 @@ class TeacherClient:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections; nothing may be asked any more."""
         self._client.close()
 
     def check(self) -> None:
