@@ -125,7 +125,7 @@ def chat(
 
     /good, /bad and /edit TEXT judge the last reply; /help lists the rest. Ctrl-C ends a reply.
     """
-    from mlx_companion.loop import Companion, LoopConfig
+    from mlx_companion.loop import LoopConfig, ServedModel
     from mlx_companion.loop.chat import Chat
     from mlx_companion.loop.talk import talk
 
@@ -136,7 +136,7 @@ def chat(
             model = active.model_source
         settings = read_settings(LoopConfig, config, set_, model=model, profile=profile)
         with make_console(stderr=True).status("loading the model"):
-            companion = Companion.open(store, settings)
+            companion = ServedModel.open(store, settings)
         if interactive:
             console.print(f"{companion.version_id} listens; /help lists commands", style="dim")
         failures = talk(Chat(companion, store, seed), console, interactive=interactive)

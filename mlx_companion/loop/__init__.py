@@ -3,7 +3,7 @@
 collect -> generate -> judge -> replay -> train -> gate -> deploy -> summary, report
 
 rounds      runs them, and goes on where an interrupted round stopped
-companion   the served path, used by chat and by the gate alike
+served      the served path, used by chat and by the gate alike
 judges/     what makes a reply good
 statistics  paired tests, margins, the error ledger's arithmetic
 config      all settings
@@ -14,17 +14,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mlx_companion.loop.companion import Companion
     from mlx_companion.loop.config import LoopConfig
     from mlx_companion.loop.deploy import diff, promote, rollback
     from mlx_companion.loop.rounds import RoundResult, improve
+    from mlx_companion.loop.served import ServedModel
 
-__all__ = ["Companion", "LoopConfig", "RoundResult", "diff", "improve", "promote", "rollback"]
+__all__ = ["LoopConfig", "RoundResult", "ServedModel", "diff", "improve", "promote", "rollback"]
 
 _LAZY = {
-    "Companion": "companion",
     "LoopConfig": "config",
     "RoundResult": "rounds",
+    "ServedModel": "served",
     "diff": "deploy",
     "improve": "rounds",
     "promote": "deploy",

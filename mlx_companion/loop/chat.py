@@ -28,7 +28,7 @@ __all__ = ["Chat", "Speaker"]
 
 
 class Speaker(Protocol):
-    """What a conversation needs of a companion (`loop.Companion` is one)."""
+    """What a conversation needs of a companion (`loop.ServedModel` is one)."""
 
     version_id: str
     profile: Profile

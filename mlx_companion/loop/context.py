@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlx_companion.errors import LoopError
-from mlx_companion.loop.companion import Companion
 from mlx_companion.loop.config import LoopConfig
 from mlx_companion.loop.progress import Progress, Silent
+from mlx_companion.loop.served import ServedModel
 from mlx_companion.models import SentenceEncoder, load_encoder
 from mlx_companion.runtime.monitor import ResourceMonitor
 from mlx_companion.runtime.seeds import derive_seed
@@ -33,7 +33,7 @@ class RoundContext:
     store: Store
     config: LoopConfig
     round: Round
-    companion: Companion
+    companion: ServedModel
     progress: Progress = field(default_factory=Silent)
     switch: StopSwitch = NEVER
     poison: Poison | None = None

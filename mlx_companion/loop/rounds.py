@@ -31,7 +31,6 @@ from mlx_companion.errors import (
     StoreError,
 )
 from mlx_companion.loop.collect import collect
-from mlx_companion.loop.companion import Companion
 from mlx_companion.loop.config import LoopConfig
 from mlx_companion.loop.context import Poison, RoundContext, round_folder
 from mlx_companion.loop.deploy import deploy
@@ -41,6 +40,7 @@ from mlx_companion.loop.judge import judge
 from mlx_companion.loop.progress import Progress, Silent
 from mlx_companion.loop.replay import mix
 from mlx_companion.loop.report import write_report
+from mlx_companion.loop.served import ServedModel
 from mlx_companion.loop.summary import summarize
 from mlx_companion.loop.train import train
 from mlx_companion.models import LanguageModel, load
@@ -143,9 +143,9 @@ def improve(
 
 def _begun(
     config: LoopConfig, store: Store, lm: LanguageModel, progress: Progress
-) -> tuple[LoopConfig, Round, Companion]:
+) -> tuple[LoopConfig, Round, ServedModel]:
     """A new round, on the active version."""
-    companion = Companion.open(store, config, lm=lm)
+    companion = ServedModel.open(store, config, lm=lm)
     store.backup()
     new = store.rounds.begin(
         config=to_dict(config), seed=config.seed, base_version=companion.version_id
@@ -156,7 +156,7 @@ def _begun(
 
 def _resumed(
     config: LoopConfig, store: Store, lm: LanguageModel, progress: Progress
-) -> tuple[LoopConfig, Round, Companion] | None:
+) -> tuple[LoopConfig, Round, ServedModel] | None:
     """The interrupted round, with the settings it began with; None when there is none to go on."""
     unfinished = store.rounds.unfinished()
     if unfinished is None:
@@ -176,11 +176,11 @@ def _resumed(
 
 def _reopened(
     unfinished: Round, config: LoopConfig, store: Store, lm: LanguageModel, progress: Progress
-) -> tuple[LoopConfig, Round, Companion]:
+) -> tuple[LoopConfig, Round, ServedModel]:
     stored = load_config(LoopConfig, overrides=unfinished.config)
     # What the person wants done now, and how hard the machine may work, is today's matter.
     stored = replace(stored, mode=config.mode, rounds=config.rounds, limits=config.limits)
-    companion = Companion.open(store, stored, lm=lm)
+    companion = ServedModel.open(store, stored, lm=lm)
     progress.round_started(unfinished.number, str(unfinished.base_version), resumed=True)
     if stored != config:
         progress.note("It keeps the settings that it began with.")

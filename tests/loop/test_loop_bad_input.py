@@ -23,7 +23,7 @@ from mlx_companion.errors import (
     LoopError,
     ModelNotFoundError,
 )
-from mlx_companion.loop import Companion, LoopConfig, improve, promote, rollback
+from mlx_companion.loop import LoopConfig, ServedModel, improve, promote, rollback
 from mlx_companion.loop.chat import Chat
 from mlx_companion.loop.packaged import load_prompts
 from mlx_companion.runtime.config import load_config
@@ -79,18 +79,18 @@ def test_damaged_adapter_is_refused_and_can_be_rolled_back(
     damage(deployed / "adapters" / "round-0001")
     with Store(deployed / "companion.db") as store:
         before = store.versions.all(), store.versions.history(), store.rounds.all()
-        for attempt in (Companion.open, lambda store, config: improve(config, store=store)):
+        for attempt in (ServedModel.open, lambda store, config: improve(config, store=store)):
             with pytest.raises(AdapterError, match=DAMAGES[damage]) as caught:
                 attempt(store, settings(deployed))
             assert "round-0001" in str(caught.value)
         assert (store.versions.all(), store.versions.history(), store.rounds.all()) == before
         assert rollback(store).id == "v0001"
-        assert Companion.open(store, settings(deployed)).version_id == "v0001"
+        assert ServedModel.open(store, settings(deployed)).version_id == "v0001"
         # The folder was put back: the version is as good as before.
         shutil.rmtree(deployed / "adapters" / "round-0001", ignore_errors=True)
         shutil.copytree(whole, deployed / "adapters" / "round-0001")
         promote(store, "v0002")
-        assert Companion.open(store, settings(deployed)).check_adapter_acts() > 0
+        assert ServedModel.open(store, settings(deployed)).check_adapter_acts() > 0
 
 
 def test_damaged_version_is_not_promoted(deployed: Path) -> None:
@@ -125,7 +125,7 @@ def test_candidate_damaged_before_the_gate_ends_the_round(
 def test_missing_model_is_named_and_nothing_is_stored(tmp_path: Path) -> None:
     (tmp_path / "profile.yaml").write_text(PROFILE)
     with Store(tmp_path / "companion.db") as store:
-        for attempt in (Companion.open, lambda store, config: improve(config, store=store)):
+        for attempt in (ServedModel.open, lambda store, config: improve(config, store=store)):
             with pytest.raises(ModelNotFoundError, match="llama"):
                 attempt(store, settings(tmp_path))
         assert store.versions.all() == []
@@ -136,7 +136,7 @@ def test_another_model_than_the_versions_is_refused(deployed: Path) -> None:
     other = str(tiny_llama(deployed / "other", seed=1))
     with Store(deployed / "companion.db") as store:
         before = store.versions.all()
-        for attempt in (Companion.open, lambda store, config: improve(config, store=store)):
+        for attempt in (ServedModel.open, lambda store, config: improve(config, store=store)):
             with pytest.raises(LoopError, match=r"belong to the model .*llama.*not to .*other"):
                 attempt(store, settings(deployed, model=other))
         # Not even a version for the other base is left behind.
@@ -145,7 +145,7 @@ def test_another_model_than_the_versions_is_refused(deployed: Path) -> None:
         # A plain base has no adapter that could tell.
         rollback(store)
         with pytest.raises(LoopError, match="--data-dir"):
-            Companion.open(store, settings(deployed, model=other))
+            ServedModel.open(store, settings(deployed, model=other))
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_prompts_that_are_packaged_too_neither_repeat_nor_change_sides(world: Pa
 
 def test_absurd_prompt_in_a_chat_is_refused_and_the_chat_goes_on(deployed: Path) -> None:
     with Store(deployed / "companion.db") as store:
-        chat = Chat(Companion.open(store, settings(deployed)), store, seed=0)
+        chat = Chat(ServedModel.open(store, settings(deployed)), store, seed=0)
         known = store.interactions.count()
         list(chat.say("Is it warm?"))
         with pytest.raises(GenerationError, match=r"tokens.*reads at most 512: shorten"):
@@ -275,7 +275,7 @@ def test_slip_in_the_profile_is_named_and_costs_no_round(world: Path, line: str,
 
 def test_interrupted_round_whose_profile_is_gone_is_abandoned(world: Path) -> None:
     with Store(world / "companion.db") as store:
-        Companion.open(store, settings(world))
+        ServedModel.open(store, settings(world))
         gone = load_config(LoopConfig, overrides={"profile": str(world / "gone.yaml")})
         store.rounds.begin(config=gone, base_version="v0001")
         assert improve(settings(world, **QUICK), store=store)[0].report["round"] == 2
@@ -284,7 +284,7 @@ def test_interrupted_round_whose_profile_is_gone_is_abandoned(world: Path) -> No
 
 def test_settings_of_another_release_do_not_block(world: Path) -> None:
     with Store(world / "companion.db") as store:
-        Companion.open(store, settings(world))
+        ServedModel.open(store, settings(world))
         store.rounds.begin(config={"generate": {"no_longer_known": 1}}, base_version="v0001")
         assert improve(settings(world, **QUICK), store=store)[0].report["round"] == 2
         assert store.rounds.all()[0].outcome == "abandoned"

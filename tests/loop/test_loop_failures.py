@@ -24,7 +24,7 @@ from mlx_companion.errors import (
     LoopError,
     ModelNotFoundError,
 )
-from mlx_companion.loop import Companion, RoundResult, improve, rounds
+from mlx_companion.loop import RoundResult, ServedModel, improve, rounds
 from mlx_companion.loop.progress import Silent
 from mlx_companion.store import Store
 from mlx_companion.training import TrainResult, finetune
@@ -116,7 +116,7 @@ def test_full_disk_is_named_and_the_round_goes_on_when_there_is_space(
         active = store.versions.active()
         # Only a full disk after the pointer was moved finds the new version in use.
         assert active.id == ("v0002" if moment == ("end", "deploy") else "v0001")
-        Companion.open(store, settings(small_disk))
+        ServedModel.open(store, settings(small_disk))
         (small_disk / "ballast").unlink()
         report = improve(settings(small_disk, **changes), store=store)[0].report
         assert (report["round"], report["version"]) == (1, "v0002")
@@ -251,7 +251,7 @@ def test_a_failing_round_leaves_the_served_version_alone(
         with pytest.raises(RuntimeError):
             one_round(deployed, **QUICK)
     with Store(deployed / "companion.db") as store:
-        companion = Companion.open(store, settings(deployed))
+        companion = ServedModel.open(store, settings(deployed))
         assert companion.version_id == "v0002"
         assert companion.check_adapter_acts() > 0
     assert not (deployed / "rounds" / "0002" / "train" / "checkpoints").exists()

@@ -28,7 +28,7 @@ import numpy as np
 import pytest
 from loop_world import TALKATIVE, TAUGHT, build, settings
 
-from mlx_companion.loop import Companion
+from mlx_companion.loop import ServedModel
 from mlx_companion.runtime.paths import HOME_VARIABLE
 from mlx_companion.store import Store
 
@@ -124,7 +124,7 @@ def check(folder: Path, told: tuple[int, int]) -> None:
     database.close()
     with Store(folder / "companion.db") as store:
         assert (store.interactions.count(), store.feedback.count()) == told
-        companion = Companion.open(store, settings(folder))
+        companion = ServedModel.open(store, settings(folder))
         assert companion.version_id == store.versions.active().id
         if companion.version_id != "v0001":
             assert companion.check_adapter_acts() > 0

@@ -15,11 +15,11 @@ from tiny import tiny_llama
 from word_encoder import WordEncoder
 
 from mlx_companion.errors import AdapterError
-from mlx_companion.loop.companion import Companion
 from mlx_companion.loop.config import ServeConfig
 from mlx_companion.loop.generate import diversity, general_split
 from mlx_companion.loop.measures import divergence, general_perplexity
 from mlx_companion.loop.packaged import general_text
+from mlx_companion.loop.served import ServedModel
 from mlx_companion.lora import LoraConfig, adapter_parameters, attach, detach, set_multiplier
 from mlx_companion.models.generation import generate
 from mlx_companion.models.load import load
@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def companion(folder):
-    return Companion(load(folder), load_profile(), SERVE)
+    return ServedModel(load(folder), load_profile(), SERVE)
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_divergence_grows_with_the_adapter_and_is_none_without(ctx):
 def test_the_bases_answers_are_made_once_and_by_the_base(ctx, monkeypatch):
     adapt(ctx.companion.lm.model)
     first = divergence(ctx)
-    monkeypatch.setattr(Companion, "reply_all", lambda *_, **__: pytest.fail("made again"))
+    monkeypatch.setattr(ServedModel, "reply_all", lambda *_, **__: pytest.fail("made again"))
     assert divergence(ctx) == first
     (key,) = [name for name in ctx.store.settings.all() if name.startswith("base-answers/")]
     detach(ctx.companion.lm.model)

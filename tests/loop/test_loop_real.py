@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlx_companion.loop import Companion, LoopConfig, improve
+from mlx_companion.loop import LoopConfig, ServedModel, improve
 from mlx_companion.loop.gate import OBJECTIVE, SECOND_OPINION
 from mlx_companion.loop.judges import normalized
 from mlx_companion.loop.statistics import mcnemar_greater
@@ -98,6 +98,6 @@ def test_small_real_round(real_cache: Path, tmp_path: Path) -> None:
         assert len(versions) == (2 if report["deployed"] else 1)
         assert report["version"] == store.versions.active().id
         assert store.versions.verify(report["version"])
-        companion = Companion.open(store, config)
+        companion = ServedModel.open(store, config)
         pieces = companion.stream("How do I mend a bicycle tyre?", seed=0)
         assert len("".join(pieces).split()) > 3

@@ -18,7 +18,7 @@ import pytest
 from loop_world import BRIEF, QUICK, TAUGHT, build, one_round, settings
 
 from mlx_companion.errors import LoopError, Stopped, StoreError
-from mlx_companion.loop import Companion, RoundResult, diff, improve, promote, rollback
+from mlx_companion.loop import RoundResult, ServedModel, diff, improve, promote, rollback
 from mlx_companion.loop.progress import Silent
 from mlx_companion.loop.rounds import STEPS
 from mlx_companion.models.prompts import render
@@ -75,7 +75,7 @@ def interrupted(folder: Path, step: str, **changes: Any) -> None:
         )
 
 
-def logits(companion: Companion, prompt: str = "Is the kettle on?") -> np.ndarray:
+def logits(companion: ServedModel, prompt: str = "Is the kettle on?") -> np.ndarray:
     tokens = mx.array([render(companion.lm, prompt)])
     return np.array(companion.lm.model(tokens)[0, -1])
 
@@ -118,7 +118,7 @@ def test_better_version_is_deployed_and_acts(finished: tuple[Path, RoundResult])
         assert version.parent == base.id
         assert version.metrics["after"] == report["after"]
         assert store.versions.verify(version.id) == version
-        companion = Companion.open(store, settings(folder))
+        companion = ServedModel.open(store, settings(folder))
         assert companion.version_id == version.id
         assert companion.check_adapter_acts() > 0
         served = logits(companion)
@@ -160,9 +160,9 @@ def test_versions_can_be_rolled_back_promoted_and_compared(deployed: Path) -> No
         assert len(compared["examples"]) == TAUGHT["collect.gate_items"]
         assert any(row["old"] != row["new"] for row in compared["examples"])
         assert rollback(store, "not good").id == base.id
-        assert Companion.open(store, settings(deployed)).version_id == base.id
+        assert ServedModel.open(store, settings(deployed)).version_id == base.id
         assert promote(store, version.id).id == version.id
-        assert Companion.open(store, settings(deployed)).version_id == version.id
+        assert ServedModel.open(store, settings(deployed)).version_id == version.id
         moves = [(event.action, event.to_version) for event in store.versions.history()]
         expected = [("promote", "v0001"), ("promote", "v0002")]
         assert moves == [*expected, ("rollback", "v0001"), ("promote", "v0002")]
@@ -176,7 +176,7 @@ def test_review_leaves_the_candidate_to_the_person(world: Path) -> None:
         assert store.versions.active().id == "v0001"
         assert store.rounds.all()[0].outcome == "waiting"
         promote(store, "v0002")
-        assert Companion.open(store, settings(world)).check_adapter_acts() > 0
+        assert ServedModel.open(store, settings(world)).check_adapter_acts() > 0
 
 
 def test_dry_run_decides_and_changes_nothing(world: Path) -> None:
@@ -316,6 +316,6 @@ def test_poison_does_not_replace_a_deployed_version(deployed: Path) -> None:
     assert report["after"] < report["before"]
     assert len(report["tries"]) > 1, "a smaller scale is tried before the reject"
     with Store(deployed / "companion.db") as store:
-        companion = Companion.open(store, settings(deployed))
+        companion = ServedModel.open(store, settings(deployed))
         assert companion.version_id == "v0002"
         assert companion.check_adapter_acts() > 0

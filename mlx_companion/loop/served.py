@@ -26,12 +26,12 @@ from mlx_companion.runtime.monitor import ResourceMonitor
 from mlx_companion.runtime.stop import NEVER, StopSwitch
 from mlx_companion.store import Store, Version
 
-__all__ = ["Companion"]
+__all__ = ["ServedModel"]
 
 _PROBE = "Tell me one thing about the sea."
 
 
-class Companion:
+class ServedModel:
     """Answers as one version of the companion.
 
     Args:
@@ -49,7 +49,7 @@ class Companion:
     @classmethod
     def open(
         cls, store: Store, config: LoopConfig, *, lm: LanguageModel | None = None
-    ) -> Companion:
+    ) -> ServedModel:
         """The active version of a store, its adapter verified and loaded.
 
         Raises:
