@@ -17,6 +17,7 @@ A message says what was given, what was expected and what to do. Callers catch
     │   ├── CheckpointError    a checkpoint is corrupt or belongs to another run
     │   └── TeacherError       a teacher's server cannot be asked
     ├── StoreError             the local database cannot be opened, read or migrated
+    ├── SLMError               a small module is damaged, unknown or cannot answer
     ├── LoopError              a round of the self-improvement loop cannot go on
     ├── HardwareError          an accelerator was asked for that this machine lacks
     ├── KernelError            an accelerator kernel cannot be built, or failed on the bench
@@ -116,6 +117,10 @@ class TeacherError(TrainingError):
 
 class StoreError(CompanionError):
     """The local database cannot be opened, read, migrated or written."""
+
+
+class SLMError(CompanionError):
+    """A small module's weights or rules are damaged, it is unknown, or it cannot answer."""
 
 
 class LoopError(CompanionError):

@@ -29,7 +29,18 @@ LAYERS = [
     {"store"},
     {"slm", "personality", "memory"},
     {"loop"},
-    {"serve", "cli", "cli_blt", "cli_learn", "cli_parts", "cli_plan", "cli_runs", "cli_sou"},
+    {
+        "serve",
+        "cli",
+        "cli_blt",
+        "cli_learn",
+        "cli_parts",
+        "cli_plan",
+        "cli_quant",
+        "cli_runs",
+        "cli_slm",
+        "cli_sou",
+    },
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # The two doors of the package: the lazy surface, which names every layer, and `python -m`.
