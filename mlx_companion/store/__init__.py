@@ -7,8 +7,10 @@ is one part. The layer imports only `errors` and `runtime`.
 from __future__ import annotations
 
 from mlx_companion.store.backups import latest_backup, list_backups, restore_backup
-from mlx_companion.store.erase import delete_everything
+from mlx_companion.store.context import NewEntry
+from mlx_companion.store.erase import delete_everything, forget
 from mlx_companion.store.records import (
+    ContextEntry,
     Example,
     Feedback,
     FeedbackState,
@@ -16,11 +18,14 @@ from mlx_companion.store.records import (
     Judgement,
     LedgerEntry,
     Metric,
+    ModuleEvent,
+    ModuleVersion,
     NewExample,
     ReplayMember,
     Round,
     Run,
     Step,
+    Traffic,
     Version,
     VersionEvent,
 )
@@ -28,6 +33,7 @@ from mlx_companion.store.store import Store
 from mlx_companion.store.transfer import ImportReport, export, import_
 
 __all__ = [
+    "ContextEntry",
     "Example",
     "Feedback",
     "FeedbackState",
@@ -36,16 +42,21 @@ __all__ = [
     "Judgement",
     "LedgerEntry",
     "Metric",
+    "ModuleEvent",
+    "ModuleVersion",
+    "NewEntry",
     "NewExample",
     "ReplayMember",
     "Round",
     "Run",
     "Step",
     "Store",
+    "Traffic",
     "Version",
     "VersionEvent",
     "delete_everything",
     "export",
+    "forget",
     "import_",
     "latest_backup",
     "list_backups",

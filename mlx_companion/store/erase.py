@@ -1,4 +1,4 @@
-"""Deleting everything that the store holds, for good.
+"""Deleting what the store holds, for good: all of it, or what was learned about the person.
 
 Why a module: rows are the smaller half of it. What was deleted lives on in free pages, in the
 write-ahead log, in backups, in damaged copies that were put aside and, in a way, in the adapters
@@ -7,6 +7,11 @@ reach; a disk that is encrypted takes care of that.
 
 In the user-data folder, whole folders go. Beside a database that somebody keeps elsewhere, only
 what the rows name: a folder `adapters` there may be somebody's own work.
+
+`forget` takes less: what was learned from the person goes (context, states and traffic of the
+small modules, packs trained on them), and the conversations and all that was made of them when
+asked. Models, measured thresholds and other people's packs stay. Adapters stay too: what a
+conversation left in their weights goes with `delete_everything` only.
 """
 
 from __future__ import annotations
@@ -22,7 +27,10 @@ from mlx_companion.store.kinds import KINDS
 from mlx_companion.store.store import Store
 
 # What the companion itself puts into the user-data folder.
-FOLDERS = ("adapters", "rounds", "reports", "logs")
+FOLDERS = ("adapters", "rounds", "reports", "logs", "packs")
+_LEARNED = ("context_update", "module_state", "module_traffic")
+# What was said, and what holds copies of it; in an order in which nothing is left without its row.
+_SAID = ("feedback", "interaction", "replay", "example", "round_step", "round")
 
 
 def delete_everything(store: Store, *, confirm: bool) -> dict[str, int]:
@@ -48,7 +56,35 @@ def delete_everything(store: Store, *, confirm: bool) -> dict[str, int]:
     with store.exclusive(), files_explained(store.folder):
         files = sum(_delete(path) for path in _owned(store))
         backups = _delete_copies(store.path)
-        counts = _delete_rows(store)
+        counts = _delete_rows(store, [*reversed(KINDS)])
+        _wipe_free_pages(store)
+    return {**counts, "files": files, "backups": backups}
+
+
+def forget(store: Store, *, conversations: bool = False) -> dict[str, int]:
+    """Delete what was learned about the person, in rows, files, free pages, log and backups.
+
+    The store stays open and can be used again. Killed half-way, it can be repeated.
+
+    Args:
+        store: no `improve` may run on it, and nobody else may be reading it.
+        conversations: the exchanges too, with rounds, samples and reports made of them. Without
+            it they stay, and with them what was said in them.
+
+    Returns:
+        What was deleted: rows by kind, and the numbers of 'files' and 'backups'.
+
+    Raises:
+        StoreError: another process is at work (what is left is said).
+    """
+    kinds = [*_LEARNED, *(_SAID if conversations else ())]
+    with store.exclusive(), files_explained(store.folder):
+        files = sum(_delete(path) for path in _personal(store, conversations))
+        backups = _delete_copies(store.path)
+        counts = _delete_rows(store, kinds)
+        counts["module_version"] = store.database.execute(
+            "DELETE FROM module_versions WHERE personal = 1"
+        )
         _wipe_free_pages(store)
     return {**counts, "files": files, "backups": backups}
 
@@ -59,15 +95,30 @@ def _owned(store: Store) -> list[Path]:
         return [folder / name for name in FOLDERS]
     adapters = [version.adapter_path for version in store.versions.all() if version.adapter_path]
     rounds = [folder / "rounds" / f"{one.number:04d}" for one in store.rounds.all()]
+    packs = [version.folder for version in store.module_versions.all()]
+    return _inside(folder, [*adapters, *rounds, *packs])
+
+
+def _personal(store: Store, conversations: bool) -> list[Path]:
+    folder = store.folder.resolve()
+    paths = [version.folder for version in store.module_versions.all() if version.personal]
+    if conversations and folder == data_dir().resolve():
+        paths += [folder / name for name in ("rounds", "reports", "logs")]
+    elif conversations:
+        paths += [folder / "rounds" / f"{one.number:04d}" for one in store.rounds.all()]
+    return _inside(folder, paths)
+
+
+def _inside(folder: Path, paths: list[Path]) -> list[Path]:
     # An imported row may name any path, such as "../..", so only what lies inside counts.
-    return [path for path in (*adapters, *rounds) if folder in path.resolve().parents]
+    return [path for path in paths if folder in path.resolve().parents]
 
 
-def _delete_rows(store: Store) -> dict[str, int]:
+def _delete_rows(store: Store, kinds: list[str]) -> dict[str, int]:
     counts: dict[str, int] = {}
     with store.transaction():
         store.database.execute("PRAGMA defer_foreign_keys = ON")
-        for kind in reversed(KINDS.values()):
+        for kind in map(KINDS.__getitem__, kinds):
             counts[kind.name] = store.database.value(f"SELECT count(*) FROM {kind.table}")
             store.database.execute(f"DELETE FROM {kind.table}")
     return counts

@@ -12,10 +12,11 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from mlx_companion.errors import DataError
 from mlx_companion.store.database import Database
+from mlx_companion.store.records import ContextStatus, ModuleAction
 from mlx_companion.store.values import (
     MAX_INT,
     canonical_time,
@@ -25,15 +26,19 @@ from mlx_companion.store.values import (
 )
 
 HEADER = "header"
-_TIMES = {"created_at", "started_at", "finished_at", "at"}
+_TIMES = {
+    "created_at", "started_at", "finished_at", "at", "event_at", "decided_at", "updated_at",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Kind:
     """A table as lines.
 
-    `refs` gives the kind that a column refers to; `choices` what a column may hold; `filled`
-    are texts that must say something.
+    `json` are columns that hold an object and `any_json` those with any JSON value; `refs` gives
+    the kind that a column refers to; `choices` what a column may hold; `filled` are texts that
+    must say something; `own` is what a store may set for itself, and which therefore makes no
+    row another one; `numbered` is counted on by the store that imports it.
     """
 
     name: str
@@ -43,6 +48,13 @@ class Kind:
     refs: Mapping[str, str] = field(default_factory=dict)
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     filled: tuple[str, ...] = ()
+    any_json: frozenset[str] = frozenset()
+    own: frozenset[str] = frozenset()
+    numbered: str | None = None
+
+    def is_json(self, column: str) -> bool:
+        """Whether a column holds JSON."""
+        return column in self.json or column in self.any_json
 
 
 class Column(NamedTuple):
@@ -57,15 +69,28 @@ class Column(NamedTuple):
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
-        Kind("setting", "settings", key=("key",), json=frozenset({"value"})),
-        Kind("interaction", "interactions", json=frozenset({"meta"}), filled=("prompt",)),
+        Kind("setting", "settings", key=("key",), any_json=frozenset({"value"})),
+        Kind(
+            "interaction",
+            "interactions",
+            json=frozenset({"meta"}),
+            filled=("prompt",),
+            own=frozenset({"created_at"}),
+        ),
         Kind(
             "feedback",
             "feedback",
+            own=frozenset({"created_at"}),
             refs={"interaction_id": "interaction"},
             choices={"kind": ("up", "down", "edit")},
         ),
-        Kind("round", "rounds", json=frozenset({"config", "summary"})),
+        Kind(
+            "round",
+            "rounds",
+            json=frozenset({"config", "summary"}),
+            own=frozenset({"number"}),
+            numbered="number",
+        ),
         Kind(
             "round_step",
             "round_steps",
@@ -96,7 +121,13 @@ KINDS: dict[str, Kind] = {
             choices={"status": ("running", "done", "failed", "stopped")},
         ),
         Kind("metric", "run_metrics", key=("run_id", "name", "step"), refs={"run_id": "run"}),
-        Kind("version", "versions", json=frozenset({"metrics"}), refs={"parent": "version"}),
+        Kind(
+            "version",
+            "versions",
+            json=frozenset({"metrics"}),
+            refs={"parent": "version"},
+            own=frozenset({"active"}),
+        ),
         Kind(
             "version_event",
             "version_history",
@@ -104,6 +135,39 @@ KINDS: dict[str, Kind] = {
             choices={"action": ("promote", "rollback")},
         ),
         Kind("gate_look", "gate_ledger"),
+        Kind(
+            "context_update",
+            "context_updates",
+            any_json=frozenset({"value"}),
+            choices={"status": get_args(ContextStatus)},
+            filled=("key", "source"),
+            own=frozenset({"position", "current"}),
+            numbered="position",
+        ),
+        Kind(
+            "module_state",
+            "module_states",
+            key=("module", "name"),
+            any_json=frozenset({"value"}),
+        ),
+        Kind(
+            "module_version",
+            "module_versions",
+            json=frozenset({"metrics"}),
+            filled=("module",),
+            own=frozenset({"active"}),
+        ),
+        Kind(
+            "module_event",
+            "module_events",
+            json=frozenset({"meta"}),
+            choices={"action": get_args(ModuleAction)},
+        ),
+        Kind(
+            "module_traffic",
+            "module_traffic",
+            any_json=frozenset({"input", "result", "label"}),
+        ),
     )
 }
 
@@ -142,8 +206,8 @@ def check_fields(
 
 
 def _value(kind: Kind, name: str, column: Column, value: Any) -> Any:
-    if name in kind.json:
-        if kind.name != "setting" and not isinstance(value, dict):
+    if kind.is_json(name):
+        if name in kind.json and not isinstance(value, dict):
             raise DataError(f"expected an object, got {_type(value)}", field=name)
         return dump_json(value, name)
     if value is None:
@@ -190,6 +254,6 @@ def _type(value: Any) -> str:
 def line_of(kind: Kind, row: Mapping[str, Any]) -> dict[str, Any]:
     """A stored row as the object of its line."""
     plain = dict(row)
-    for column in kind.json:
+    for column in kind.json | kind.any_json:
         plain[column] = json.loads(plain[column])
     return {"kind": kind.name, "row": plain}

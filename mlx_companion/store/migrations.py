@@ -77,16 +77,19 @@ def migrate(
                 f"only up to {newest}; upgrade it (pip install -U mlx-companion); nothing was "
                 "changed"
             )
-        _step(connection, path, next(m for m in migrations if m.version > current), backup)
+        # A new database has nothing to lose between two of them, and nothing to back up.
+        due = migrations if current == 0 else [m for m in migrations if m.version > current][:1]
+        _step(connection, path, due, backup)
     return newest
 
 
 def _step(
     connection: sqlite3.Connection,
     path: Path,
-    migration: Migration,
+    migrations: Sequence[Migration],
     backup: Callable[[int], Path],
 ) -> None:
+    migration = migrations[-1]
     # Rebuilding a table needs foreign keys off, which SQLite ignores inside a transaction.
     connection.execute("PRAGMA foreign_keys = OFF")
     saved: Path | None = None
@@ -94,9 +97,11 @@ def _step(
     try:
         # Asked again under the lock: another process may have migrated while this one waited.
         current = schema_version(connection, path)
-        if current < migration.version:
+        # When that is another version by now, the caller asks again.
+        if current < migrations[0].version:
             saved = backup(current) if current else None
-            _apply(connection, migration)
+            for migration in migrations:
+                _apply(connection, migration)
         connection.execute("COMMIT")
     except BaseException as error:
         if connection.in_transaction:

@@ -23,6 +23,10 @@ Purpose = Literal["train", "gate"]
 RunStatus = Literal["running", "done", "failed", "stopped"]
 StepStatus = Literal["running", "done", "failed"]
 VersionAction = Literal["promote", "rollback"]
+ContextStatus = Literal[
+    "queued", "applied", "pending", "limited", "barred", "weak", "rejected", "undone"
+]
+ModuleAction = Literal["register", "activate", "rollback", "fault", "shadow", "metrics"]
 
 Record = TypeVar("Record")
 
@@ -236,6 +240,71 @@ class LedgerEntry:
     p: float | None
     outcome: str | None
     at: str
+
+
+@dataclass(frozen=True, slots=True)
+class ContextEntry:
+    """One thing learned about the person; `current` when it holds for its key."""
+
+    id: str
+    position: int
+    source: str
+    key: str
+    value: Any = field(metadata=_JSON)
+    explicit: bool = field(metadata=_FLAG)
+    confidence: float
+    event_at: str
+    evidence: str
+    strength: float
+    status: ContextStatus
+    reason: str | None
+    created_at: str
+    decided_at: str | None
+    current: bool = field(metadata=_FLAG)
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleVersion:
+    """A registered pack of one small module; `personal` when it was trained on this person."""
+
+    id: str
+    module: str
+    number: int
+    label: str
+    folder: Path
+    sha256: str
+    metrics: dict[str, Any] = field(metadata=_JSON)
+    personal: bool = field(metadata=_FLAG)
+    active: bool = field(metadata=_FLAG)
+    created_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleEvent:
+    """Something that happened to a module's versions; None stands for the shipped pack."""
+
+    id: str
+    at: str
+    module: str
+    action: ModuleAction
+    from_version: str | None
+    to_version: str | None
+    reason: str
+    meta: dict[str, Any] = field(metadata=_JSON)
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """One input that a module answered; `label` is the right answer once it is known."""
+
+    id: str
+    module: str
+    version: str
+    at: str
+    input: Any = field(metadata=_JSON)
+    result: Any = field(metadata=_JSON)
+    label: Any = field(metadata=_JSON)
+    seconds: float
 
 
 def load(cls: type[Record], row: Mapping[str, Any] | sqlite3.Row) -> Record:

@@ -197,6 +197,94 @@ _LEDGER_AND_SETTINGS = (
     """,
 )
 
+_LEARNED = (
+    """
+    CREATE TABLE context_updates (
+        id TEXT PRIMARY KEY NOT NULL,
+        position INTEGER NOT NULL UNIQUE,
+        source TEXT NOT NULL,
+        key TEXT NOT NULL,
+        value TEXT NOT NULL,
+        explicit INTEGER NOT NULL CHECK (explicit IN (0, 1)),
+        confidence REAL NOT NULL CHECK (confidence BETWEEN 0 AND 1),
+        event_at TEXT NOT NULL,
+        evidence TEXT NOT NULL,
+        strength REAL NOT NULL,
+        status TEXT NOT NULL CHECK (status IN ('queued', 'applied', 'pending', 'limited',
+            'barred', 'weak', 'rejected', 'undone')),
+        reason TEXT,
+        created_at TEXT NOT NULL,
+        decided_at TEXT,
+        current INTEGER NOT NULL DEFAULT 0 CHECK (current IN (0, 1))
+    ) STRICT
+    """,
+    "CREATE INDEX context_by_status ON context_updates (status, position)",
+    "CREATE INDEX context_by_key ON context_updates (key, position)",
+    "CREATE INDEX context_decided ON context_updates (decided_at) WHERE reason = 'changed'",
+    "CREATE UNIQUE INDEX context_current ON context_updates (key) WHERE current = 1",
+    # In the order in which `context.py` chooses, so that a choice reads one entry.
+    """
+    CREATE INDEX context_choice ON context_updates (key, explicit DESC, strength DESC,
+        event_at DESC, confidence DESC, position DESC) WHERE status = 'applied'
+    """,
+)
+
+_MODULES = (
+    """
+    CREATE TABLE module_states (
+        module TEXT NOT NULL,
+        name TEXT NOT NULL,
+        value TEXT NOT NULL,
+        updated_at TEXT NOT NULL,
+        PRIMARY KEY (module, name)
+    ) STRICT
+    """,
+    """
+    CREATE TABLE module_versions (
+        id TEXT PRIMARY KEY NOT NULL,
+        module TEXT NOT NULL,
+        number INTEGER NOT NULL,
+        label TEXT NOT NULL,
+        folder TEXT NOT NULL,
+        sha256 TEXT NOT NULL,
+        metrics TEXT NOT NULL DEFAULT '{}',
+        personal INTEGER NOT NULL DEFAULT 0 CHECK (personal IN (0, 1)),
+        active INTEGER NOT NULL DEFAULT 0 CHECK (active IN (0, 1)),
+        created_at TEXT NOT NULL,
+        UNIQUE (module, number)
+    ) STRICT
+    """,
+    "CREATE UNIQUE INDEX module_versions_active ON module_versions (module) WHERE active = 1",
+    # Versions here are text and no references: the shipped pack is no row.
+    """
+    CREATE TABLE module_events (
+        id TEXT PRIMARY KEY NOT NULL,
+        at TEXT NOT NULL,
+        module TEXT NOT NULL,
+        action TEXT NOT NULL CHECK (action IN ('register', 'activate', 'rollback', 'fault',
+            'shadow', 'metrics')),
+        from_version TEXT,
+        to_version TEXT,
+        reason TEXT NOT NULL,
+        meta TEXT NOT NULL DEFAULT '{}'
+    ) STRICT
+    """,
+    "CREATE INDEX module_events_by_time ON module_events (module, at, id)",
+    """
+    CREATE TABLE module_traffic (
+        id TEXT PRIMARY KEY NOT NULL,
+        module TEXT NOT NULL,
+        version TEXT NOT NULL,
+        at TEXT NOT NULL,
+        input TEXT NOT NULL,
+        result TEXT NOT NULL,
+        label TEXT NOT NULL DEFAULT 'null',
+        seconds REAL NOT NULL
+    ) STRICT
+    """,
+    "CREATE INDEX module_traffic_by_time ON module_traffic (module, at, id)",
+)
+
 MIGRATIONS: tuple[Migration, ...] = (
     Migration(
         version=1,
@@ -209,5 +297,10 @@ MIGRATIONS: tuple[Migration, ...] = (
             *_VERSIONS,
             *_LEDGER_AND_SETTINGS,
         ),
+    ),
+    Migration(
+        version=2,
+        name="what is learned about the person, and the versions of the small modules",
+        statements=(*_LEARNED, *_MODULES),
     ),
 )

@@ -24,11 +24,13 @@ from types import TracebackType
 from mlx_companion.errors import StoreError
 from mlx_companion.runtime.paths import data_dir
 from mlx_companion.store.backups import check, make_backup
+from mlx_companion.store.context import ContextLog
 from mlx_companion.store.database import BUSY_SECONDS, Database
 from mlx_companion.store.examples import Examples, Replay
 from mlx_companion.store.faults import files_explained
 from mlx_companion.store.interactions import FeedbackLog, Interactions
 from mlx_companion.store.ledger import Ledger
+from mlx_companion.store.modules import ModuleStates, ModuleVersions, TrafficLog
 from mlx_companion.store.rounds import Rounds
 from mlx_companion.store.runs import Runs
 from mlx_companion.store.schema import MIGRATIONS
@@ -66,6 +68,10 @@ class Store:
         self.rounds = Rounds(self.database)
         self.ledger = Ledger(self.database)
         self.settings = Settings(self.database)
+        self.context = ContextLog(self.database)
+        self.module_states = ModuleStates(self.database)
+        self.module_versions = ModuleVersions(self.database)
+        self.traffic = TrafficLog(self.database)
 
     @property
     def folder(self) -> Path:

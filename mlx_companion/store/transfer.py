@@ -26,14 +26,6 @@ from mlx_companion.store.lines import FORMAT, FORMAT_VERSION, Lines, Planned
 from mlx_companion.store.store import Store
 from mlx_companion.store.values import now
 
-# What a store may set for itself, and which therefore makes no row another one.
-_OWN = {
-    "interaction": "created_at",
-    "feedback": "created_at",
-    "version": "active",
-    "round": "number",
-}
-
 
 @dataclass
 class ImportReport:
@@ -80,7 +72,7 @@ def export(store: Store, path: str | Path, kinds: Iterable[str] | None = None) -
         file.write(_line({"kind": HEADER, "row": header}))
         for kind in chosen:
             counts[kind.name] = 0
-            order = ", ".join(kind.key)
+            order = kind.numbered or ", ".join(kind.key)
             for row in connection.execute(f"SELECT * FROM {kind.table} ORDER BY {order}"):
                 file.write(_line(line_of(kind, row)))
                 counts[kind.name] += 1
@@ -91,7 +83,8 @@ def import_(store: Store, path: str | Path) -> ImportReport:
     """Read an exported file, or plain chat lines (see `chatlines.py`), into the store.
 
     Every line is checked before the first is written, and all of them are written in one
-    transaction. The active version and its history are taken over only by a store that has no
+    transaction. What holds for a key of the person's context is chosen anew among the updates of
+    both. The active version and its history are taken over only by a store that has no
     version yet; two histories cannot be one.
 
     Raises:
@@ -112,6 +105,8 @@ def import_(store: Store, path: str | Path) -> ImportReport:
                 writer.write(planned)
             except StoreError as error:
                 raise DataError(str(error), path=path, line=number) from error
+        if report.added["context_update"]:
+            store.context.choose_all()
     return report
 
 
@@ -144,23 +139,41 @@ class _Writer:
 
     def _insert(self, kind: Kind, values: dict[str, Any]) -> bool:
         values = dict(values)
-        if kind.name == "round" and self._db.value(
-            "SELECT EXISTS (SELECT 1 FROM rounds WHERE number = ?)", (values["number"],)
-        ):
-            values["number"] = self._db.value("SELECT max(number) + 1 FROM rounds")
+        if kind.numbered:
+            values[kind.numbered] = self._number(kind, values[kind.numbered])
         if kind.name == "version" and not self._takes_history:
             values["active"] = 0
+        if kind.name == "module_version" and self._has_active(values["module"]):
+            values["active"] = 0
+        if kind.name == "context_update":
+            values["current"] = 0
         names = ", ".join(values)
         marks = ", ".join(f":{name}" for name in values)
         sql = f"INSERT INTO {kind.table} ({names}) VALUES ({marks}) ON CONFLICT DO NOTHING"
         return self._db.execute(sql, values) > 0
 
+    def _number(self, kind: Kind, wanted: int) -> int:
+        name = kind.numbered
+        # Updates queue up behind those that are here; rounds keep their number where it is free.
+        if kind.name != "context_update" and not self._db.value(
+            f"SELECT EXISTS (SELECT 1 FROM {kind.table} WHERE {name} = ?)", (wanted,)
+        ):
+            return wanted
+        return self._db.value(f"SELECT ifnull(max({name}), 0) + 1 FROM {kind.table}")
+
+    def _has_active(self, module: str) -> bool:
+        return bool(
+            self._db.value(
+                "SELECT EXISTS (SELECT 1 FROM module_versions WHERE module = ? AND active = 1)",
+                (module,),
+            )
+        )
+
     def _same(self, kind: Kind, values: dict[str, Any], stored: dict[str, Any]) -> bool:
-        own = _OWN.get(kind.name)
         return all(
             _decoded(kind, name, value) == _decoded(kind, name, stored[name])
             for name, value in values.items()
-            if name != own
+            if name not in kind.own
         )
 
     def _orphan(self, kind: Kind, values: dict[str, Any]) -> bool:
@@ -194,7 +207,7 @@ def _key(kind: Kind, values: dict[str, Any]) -> tuple[str, tuple[Any, ...]]:
 
 
 def _decoded(kind: Kind, name: str, value: Any) -> Any:
-    return json.loads(value) if name in kind.json else value
+    return json.loads(value) if kind.is_json(name) else value
 
 
 def _line(item: dict[str, Any]) -> str:

@@ -66,7 +66,7 @@ def test_the_settings_of_the_house_are_in_force(store: Store) -> None:
 def test_every_table_is_strict(store: Store) -> None:
     tables = store.database.rows("PRAGMA table_list")
     ours = {row["name"]: row["strict"] for row in tables if not row["name"].startswith("sqlite_")}
-    assert len(ours) == 13
+    assert len(ours) == 18
     assert set(ours.values()) == {1}
 
 

@@ -16,6 +16,7 @@ from mlx_companion.errors import DataError, StoreError
 from mlx_companion.store import (
     ImportReport,
     Judgement,
+    NewEntry,
     NewExample,
     ReplayMember,
     Store,
@@ -67,6 +68,20 @@ def fill(store: Store, text: str = "x", extra: dict[str, Any] | None = None) -> 
     store.ledger.record(text, first.id, 0.01, p=0.5, outcome=text)
     store.rounds.finish(first.id, "rejected", extra)
     store.settings.set(prompt, extra)
+    store.context.add_many(
+        [
+            NewEntry(f"u{n}{text}", f"s{text}", f"k{text}", [extra, text], 0.9, evidence=text).row()
+            for n in range(3)
+        ]
+    )
+    for entry in store.context.with_status("queued", 2):
+        store.context.decide(entry, "applied", text)
+    store.module_states.set(f"m{text}", [extra, text])
+    pack = store.module_versions.add(
+        f"m{text}", text, store.folder / "packs" / "m", "hash", metrics=extra, personal=True
+    )
+    store.module_versions.move(pack.module, pack.id, "activate", text)
+    store.traffic.add("m", text, {"query": text}, extra, 0.5, label=text)
 
 
 def rows(file: Path) -> list[str]:
