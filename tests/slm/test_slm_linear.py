@@ -70,7 +70,8 @@ def test_several_classes() -> None:
     x = np.eye(3)[y] + rng.normal(scale=0.3, size=(300, 3))
     head = fit_logistic([x], y, penalties=1e-3)
     logits = head.logits([x])
-    assert logits.shape == (300, 3) and (logits.argmax(1) == y).mean() > 0.95
+    assert logits.shape == (300, 3)
+    assert (logits.argmax(1) == y).mean() > 0.95
     assert softmax(logits).sum(1) == pytest.approx(np.ones(300))
     # With two columns for two classes the shares are those of the single column.
     two = y < 2

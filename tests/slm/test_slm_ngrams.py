@@ -49,7 +49,8 @@ def test_words_and_pairs_of_words_are_counted() -> None:
 def test_every_text_gives_a_row_of_length_one_or_none(text: str) -> None:
     features = NGrams(NGramConfig(char_columns=512, word_columns=128))
     matrix = features.transform([text])
-    assert matrix.shape == (1, 640) and matrix.dtype == np.float32
+    assert matrix.shape == (1, 640)
+    assert matrix.dtype == np.float32
     length = float(np.sqrt(matrix.multiply(matrix).sum()))
     assert length == pytest.approx(1.0, abs=1e-5) if text.strip() else length == 0
     assert matrix.has_sorted_indices
