@@ -24,6 +24,7 @@ from mlx_lm.models.cache import KVCache, make_prompt_cache
 
 from mlx_companion.errors import GenerationError
 from mlx_companion.models.fast_cpu import fast_cpu
+from mlx_companion.models.kv_cache import KVBits, attending_to_packed, quantized_cache
 from mlx_companion.models.load import LanguageModel
 from mlx_companion.models.prompts import Prompt, context_length, render
 from mlx_companion.models.reply_text import Reply, ReplyText
@@ -75,6 +76,7 @@ def stream_generate(
     stop: Sequence[str] = (),
     logits_processors: Sequence[LogitsProcessor] = (),
     prompt_cache: list[Any] | None = None,
+    kv_bits: int | str | KVBits | None = None,
     switch: StopSwitch = NEVER,
 ) -> Generator[str, None, Reply]:
     """Pieces of text as they are made; the generator's return value is the `Reply`.
@@ -88,13 +90,20 @@ def stream_generate(
         seed: makes sampling repeatable.
         stop: texts that end the reply; they are not part of it.
         logits_processors: mlx-lm style functions `f(tokens, logits) -> logits`.
-        prompt_cache: an mlx-lm prompt cache to continue from and extend.
+        prompt_cache: a prompt cache to continue from and extend, of mlx-lm's or of
+            `kv_cache.quantized_cache`.
+        kv_bits: packs the keys and values of past tokens: 2 to 8, or "k8v4"; see `kv_cache`.
         switch: ends the reply early, between two tokens.
 
     Raises:
         GenerationError: an empty prompt, one longer than the model's context, or a bad option.
+        ConfigError: `kv_bits` that there are not, or that this model cannot use.
     """
     tokens = _checked_prompt(lm, prompt, system, max_tokens, stop)
+    if kv_bits is not None:
+        if prompt_cache is not None:
+            raise GenerationError("give kv_bits or a prompt_cache, which has bits of its own")
+        prompt_cache = quantized_cache(lm.model, kv_bits)
     if seed is not None:
         mx.random.seed(derive_seed(seed, "reply"))
     steps = generate_step(
@@ -108,7 +117,7 @@ def stream_generate(
     text = ReplyText(lm, stop)
     while not text.finished and not switch.requested:
         # Entered for each token: between two of them the caller may run other models.
-        with fast_cpu(lm.model):
+        with fast_cpu(lm.model), attending_to_packed(lm.model):
             token = next(steps, None)
         if token is None:
             break

@@ -11,8 +11,9 @@ than float32 on MLX's CPU backend, so there everything becomes float32.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,9 @@ from mlx_companion.models.gguf_header import is_gguf
 from mlx_companion.models.hashing import content_sha256
 from mlx_companion.models.registry import ALIASES, DEFAULT_MODEL
 from mlx_companion.models.tokenizer import wrap_folder_tokenizer, wrap_gguf_tokenizer
+
+# Containers that later layers read, by name: imports go one way. Called as load's own readers are.
+READERS = {".sou": "mlx_companion.quant.sou_model:load_companion"}
 
 
 @dataclass
@@ -67,7 +71,7 @@ def load(
 
     Args:
         x: an alias (`smollm2-135m`), a hub id (`owner/name`), a folder in the layout of the hub
-            or of mlx-lm, or a GGUF file.
+            or of mlx-lm, a GGUF file, or a `.sou` file.
         dtype: number type of weights that are not packed. Default: float32 on the CPU backend;
             elsewhere that of the files.
         dequantize: turn packed weights into plain ones. Default: only on the CPU backend.
@@ -80,7 +84,11 @@ def load(
         ModelNotFoundError: `x` names nothing.
         DownloadError: the model could not be fetched.
         WeightsError: weights or configuration are missing, damaged or of an unsupported kind.
+        SouError: a `.sou` file is damaged or hostile.
     """
+    reader = _reader(x)
+    if reader is not None:
+        return reader(x, dtype=dtype, dequantize=dequantize)
     path = find_model(x)
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
     if dequantize is None:
@@ -94,6 +102,16 @@ def load(
     return result
 
 
+def _reader(x: str | Path) -> Callable[..., LanguageModel] | None:
+    """The function that reads files of this kind, where it is not one of this module's."""
+    target = READERS.get(Path(x).suffix.lower())
+    if target is None or not Path(x).expanduser().is_file():
+        return None
+    module, _, name = target.partition(":")
+    reader: Callable[..., LanguageModel] = getattr(import_module(module), name)
+    return reader
+
+
 def find_model(x: str | Path) -> Path:
     """The folder or GGUF file that `x` names, fetched when need be.
 
@@ -105,13 +123,15 @@ def find_model(x: str | Path) -> Path:
     if name.lower() not in ALIASES and not path.exists():
         if isinstance(x, Path) or path.is_absolute() or name.startswith(("./", "../", "~")):
             raise ModelNotFoundError(f"there is no folder or file '{x}'; check the path")
-        if name.endswith((".gguf", ".safetensors")):
+        if name.endswith((".gguf", ".safetensors", ".sou")):
             raise ModelNotFoundError(f"there is no file '{x}'; check the path")
     if name.lower() in ALIASES or not path.exists():
         path = fetch(name)
     if path.is_file():
         if not is_gguf(path):
-            raise ModelNotFoundError(f"'{x}' is a file but not GGUF; give the model's folder")
+            raise ModelNotFoundError(
+                f"'{x}' is a file but neither GGUF nor .sou; give the model's folder"
+            )
         return path
     ggufs = sorted(path.glob("*.gguf"))
     return ggufs[0] if len(ggufs) == 1 and not weight_files(path) else path

@@ -168,7 +168,7 @@ def test_a_path_that_is_not_there_is_named(name):
 
 def test_a_file_that_is_no_model(tmp_path):
     (tmp_path / "x.bin").write_bytes(b"abc")
-    with pytest.raises(ModelNotFoundError, match="not GGUF"):
+    with pytest.raises(ModelNotFoundError, match="neither GGUF"):
         load(tmp_path / "x.bin")
 
 

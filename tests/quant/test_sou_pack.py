@@ -145,7 +145,7 @@ def test_a_loaded_model_gives_the_same_logits(
     folder = tiny_model(tmp_path / "model", bits=bits)
     pack(folder, tmp_path / "a.sou")
     expected = load(folder, dequantize=dequantize)
-    found = load_companion(tmp_path / "a.sou", dequantize=dequantize)
+    found = load(tmp_path / "a.sou", dequantize=dequantize)
     assert mx.array_equal(expected.model(TOKENS), found.model(TOKENS)).item()
     assert found.base_sha256 == expected.base_sha256
     assert found.config == expected.config
