@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator
-from typing import Literal, Protocol
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
 from mlx_companion.errors import DataError
 from mlx_companion.models.generation import Reply
@@ -24,7 +25,7 @@ from mlx_companion.runtime.stop import NEVER, StopSwitch
 from mlx_companion.store import Interaction, Store
 from mlx_companion.store.values import check_prompt, new_id
 
-__all__ = ["Chat", "Speaker"]
+__all__ = ["Chat", "Speaker", "Turn"]
 
 
 class Speaker(Protocol):
@@ -43,6 +44,15 @@ class Speaker(Protocol):
     ) -> Generator[str, None, Reply]:
         """Pieces of the reply; the return value is the whole reply."""
         ...
+
+
+@dataclass(frozen=True)
+class Turn:
+    """An exchange in progress: the prompt, the seed of its reply, and when it began."""
+
+    prompt: str
+    seed: int | None
+    started: float
 
 
 class Chat:
@@ -81,28 +91,49 @@ class Chat:
             DataError: the prompt is empty or no text.
             GenerationError: it is longer than the model's context.
         """
+        turn = self.begin(prompt)
+        reply = yield from self.companion.stream(
+            prompt, list(self.history), seed=turn.seed, switch=switch
+        )
+        return None if switch.requested else self.keep(turn, reply)
+
+    def begin(self, prompt: str) -> Turn:
+        """Begin an exchange, for whoever makes the reply in another way than `say`.
+
+        Raises:
+            DataError: the prompt is empty or no text.
+        """
         check_prompt(prompt)
         self._turns += 1
         seed = None if self._seed is None else derive_seed(self._seed, "chat", self._turns)
-        started = time.monotonic()
-        reply = yield from self.companion.stream(
-            prompt, list(self.history), seed=seed, switch=switch
-        )
-        if switch.requested:
-            return None
+        return Turn(prompt, seed, time.monotonic())
+
+    def keep(
+        self, turn: Turn, reply: Reply, *, text: str | None = None, meta: Any = None
+    ) -> Interaction:
+        """Store a finished exchange; the next one remembers it.
+
+        Args:
+            turn: as `begin` gave it.
+            reply: what the model said.
+            text: what the person is shown, when that is something else.
+            meta: more to keep with it, a mapping.
+        """
+        shown = reply.text if text is None else text
         self.last = self.store.interactions.add(
-            prompt,
-            reply.text,
+            turn.prompt,
+            shown,
             conversation_id=self._conversation,
             model_version=self.companion.version_id,
             system=system_prompt(self.companion.profile),
             meta={
                 "finish_reason": reply.finish_reason,
                 "tokens": len(reply.tokens),
-                "seconds": round(time.monotonic() - started, 3),
+                "seconds": round(time.monotonic() - turn.started, 3),
+                **(meta or {}),
             },
         )
-        self.history.append((prompt, reply.text))
+        self.history.append((turn.prompt, shown))
         return self.last
 
     def rate(self, kind: Literal["up", "down"]) -> None:

@@ -114,6 +114,8 @@ class ServedModel:
         *,
         seed: int | None = None,
         switch: StopSwitch = NEVER,
+        system: str | None = None,
+        max_tokens: int | None = None,
     ) -> Generator[str, None, Reply]:
         """Pieces of the reply to `prompt`; the return value is the whole `Reply`.
 
@@ -121,21 +123,32 @@ class ServedModel:
 
         Args:
             history: earlier exchanges, oldest first: (what the person said, the reply).
+            system: in place of the profile's own system prompt.
+            max_tokens: in place of the served length.
         """
-        room = context_length(self.lm) - self.serve.max_tokens
+        max_tokens = max_tokens or self.serve.max_tokens
+        room = context_length(self.lm) - max_tokens
         history = list(history)
-        messages = chat_messages(self.profile, prompt, history=history)
+        messages = self._messages(prompt, history, system)
         while history and len(render(self.lm, messages)) > room:
             history.pop(0)
-            messages = chat_messages(self.profile, prompt, history=history)
+            messages = self._messages(prompt, history, system)
         return stream_generate(
             self.lm,
             messages,
-            max_tokens=self.serve.max_tokens,
+            max_tokens=max_tokens,
             sampling=self.sampling(),
             seed=seed,
             switch=switch,
         )
+
+    def _messages(
+        self, prompt: str, history: Sequence[tuple[str, str]], system: str | None
+    ) -> list[dict[str, str]]:
+        messages = chat_messages(self.profile, prompt, history=history)
+        if system is not None:
+            messages[0] = {"role": "system", "content": system}
+        return messages
 
     def reply_all(
         self,
