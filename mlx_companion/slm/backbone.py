@@ -19,12 +19,13 @@ import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from mlx_companion.errors import SLMError
+from mlx_companion.slm.worker import Worker
 
 if TYPE_CHECKING:
     from mlx_companion.models.encoder import SentenceEncoder
@@ -55,7 +56,7 @@ class BaseSLMAdapter(ABC):
         self._cache_size = max(cache_size, 1)
         self._cache: OrderedDict[str, Future[np.ndarray]] = OrderedDict()
         self._lock = threading.RLock()
-        self._worker: ThreadPoolExecutor | None = None
+        self._worker = Worker(f"slm-{name}")
 
     @property
     @abstractmethod
@@ -101,9 +102,6 @@ class BaseSLMAdapter(ABC):
         self._run(self._unload)
         with self._lock:
             self._cache.clear()
-            worker, self._worker = self._worker, None
-        if worker is not None:
-            worker.shutdown(wait=True)
 
     def features(self, texts: Sequence[str]) -> np.ndarray:
         """Features of texts; computed once for each text, whichever threads ask.
@@ -154,7 +152,7 @@ class BaseSLMAdapter(ABC):
             while len(self._cache) > self._cache_size:
                 self._cache.popitem(last=False)
             if asked:
-                self._submit(lambda: self._compute(asked))
+                self._worker.submit(lambda: self._compute(asked))
         return rows
 
     def _compute(self, asked: dict[str, Future[np.ndarray]]) -> None:
@@ -178,13 +176,7 @@ class BaseSLMAdapter(ABC):
             self._load()
 
     def _run(self, work: Callable[[], T]) -> T:
-        return self._submit(work).result()
-
-    def _submit(self, work: Callable[[], T]) -> Future[T]:
-        with self._lock:
-            if self._worker is None:
-                self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"slm-{self.name}")
-            return self._worker.submit(work)
+        return self._worker.submit(work).result()
 
 
 class LanguageModelAdapter(BaseSLMAdapter):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +26,7 @@ from mlx_companion.slm.backbone import (
     shared_backbone,
 )
 from mlx_companion.slm.llama_rows import llama_rows
+from mlx_companion.slm.worker import Worker
 
 _TEXTS = ["the kettle is warm", "how far is it to Porto?", "rain", "", "a b c d e f g h i j k"]
 
@@ -185,6 +189,32 @@ def test_what_a_language_model_says_of_itself(tiny: LanguageModel) -> None:
     assert isinstance(adapter.generate("hello", max_tokens=3), str)
     with pytest.raises(SLMError, match="depth"):
         LanguageModelAdapter(tiny, depth=0)
+
+
+def test_a_process_that_used_a_backbone_ends_quietly(tmp_path: Path) -> None:
+    folder = tiny_llama(tmp_path / "llama")
+    code = (
+        "from mlx_companion.slm.backbone import LanguageModelAdapter;"
+        f"LanguageModelAdapter({str(folder)!r}).features(['a']);"
+        f"kept = LanguageModelAdapter({str(folder)!r}); kept._rows(['b', 'c'])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (run.returncode, run.stderr) == (0, "")
+
+
+def test_a_cancelled_job_and_a_collected_worker() -> None:
+    worker, gate = Worker("test"), threading.Event()
+    first = worker.submit(lambda: gate.wait(10))
+    second = worker.submit(lambda: "never")
+    third = worker.submit(threading.current_thread)
+    assert second.cancel()
+    gate.set()
+    assert first.result(10)
+    thread = third.result(10)
+    del worker, first, second, third
+    gc.collect()
+    thread.join(10)
+    assert not thread.is_alive()
 
 
 def test_long_texts_keep_both_ends(tiny: LanguageModel) -> None:

@@ -1,0 +1,98 @@
+"""One thread on which all MLX work of a backbone is done.
+
+MLX keeps state per thread, and its Python module takes the interpreter's lock when a thread that
+used it ends. A thread that ends while the interpreter is shutting down then aborts the process
+("terminate called without an active exception"; seen in one of six exits with a thread pool). So
+this thread never ends by itself: it waits, and is gone with the process::
+
+    worker = Worker("slm-backbone")
+    worker.submit(work).result()
+"""
+
+from __future__ import annotations
+
+import atexit
+import threading
+import weakref
+from collections.abc import Callable
+from concurrent.futures import Future
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+_Job = tuple[Future[Any], Callable[[], Any]]
+# At exit a running forward pass or reply gets so many seconds to end.
+_PATIENCE = 10.0
+
+_workers: weakref.WeakSet[Worker] = weakref.WeakSet()
+_ending = threading.Event()
+
+
+class Worker:
+    """A thread that does one job after another; it starts with the first.
+
+    Args:
+        name: of the thread.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def submit(self, work: Callable[[], T]) -> Future[T]:
+        """Do `work` after what was submitted before; its result or error is in the future."""
+        future: Future[T] = Future()
+        with self._lock:
+            if self._thread is None:
+                self._start()
+        self._jobs.put((future, work))
+        return future
+
+    def settle(self, patience: float) -> None:
+        """Wait until nothing runs."""
+        if self._thread is not None:
+            marker: Future[None] = Future()
+            self._jobs.put((marker, _nothing))
+            try:
+                marker.exception(patience)
+            except BaseException:
+                return
+
+    def _start(self) -> None:
+        # The thread knows the queue only: a worker that nobody holds any more can be collected.
+        arguments = (self._jobs,)
+        self._thread = threading.Thread(
+            target=_work_through, args=arguments, name=self._name, daemon=True
+        )
+        weakref.finalize(self, self._jobs.put, None).atexit = False
+        _workers.add(self)
+        self._thread.start()
+
+
+def _work_through(jobs: SimpleQueue[_Job | None]) -> None:
+    while (job := jobs.get()) is not None:
+        future, work = job
+        if _ending.is_set() and work is not _nothing:
+            future.cancel()
+        if not future.set_running_or_notify_cancel():
+            continue
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+        # Not kept until the next job: they may hold a model.
+        del job, future, work
+
+
+def _nothing() -> None:
+    """Done when all before it is done."""
+
+
+@atexit.register
+def _settle_all() -> None:
+    _ending.set()
+    for worker in list(_workers):
+        worker.settle(_PATIENCE)
