@@ -39,6 +39,7 @@ from mlx_companion.cli_parts import (
 )
 from mlx_companion.cli_plan import plan
 from mlx_companion.cli_runs import app as runs
+from mlx_companion.cli_slm import app as slm
 from mlx_companion.cli_sou import app as sou
 from mlx_companion.errors import CompanionError, ConfigError, Stopped
 from mlx_companion.runtime.paths import cache_dir
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
 DEBUG_VARIABLE = "MLX_COMPANION_DEBUG"
 POISON_VARIABLE = "MLX_COMPANION_TEST_POISON"
 TALK, LEARN, VERSIONS, DATA, MACHINE = "Talk", "Learn", "Versions", "Your data", "Machine"
-BYTES = "Byte models"
+BYTES, MODULES = "Byte models", "Small modules"
 
 
 class _Verbs(TyperGroup):
@@ -103,6 +104,7 @@ app.add_typer(data, name="data", rich_help_panel=DATA)
 app.add_typer(runs, name="runs", rich_help_panel=LEARN)
 app.add_typer(blt, name="blt", rich_help_panel=BYTES)
 app.add_typer(sou, name="sou", rich_help_panel=VERSIONS)
+app.add_typer(slm, name="slm", rich_help_panel=MODULES)
 
 
 @app.callback()

@@ -45,6 +45,7 @@ OF_ALIAS: dict[str, tuple[str, dict[str, Any]]] = {
     "tinyllama": ("llama", {}),
     "llama3-1b": ("llama", {"rope_scaling": _LLAMA3_ROPE, "tie_word_embeddings": True}),
     "mistral-7b": ("llama", {"head_dim": 16, "rope_theta": 1e6}),
+    "mistral-tiny": ("llama", {"head_dim": 16, "rope_theta": 1e6}),
     "phi3-mini": ("phi3", {}),
     "phi2": ("phi", _PHI),
     "qwen2.5-0.5b": ("qwen2", {"tie_word_embeddings": True}),

@@ -126,6 +126,8 @@ _SPECS = (
     ModelSpec("tinyllama", "TinyLlama/TinyLlama-1.1B-Chat-v1.0"),
     ModelSpec("llama3-1b", "meta-llama/Llama-3.2-1B-Instruct"),
     ModelSpec("mistral-7b", "mistralai/Mistral-7B-Instruct-v0.3"),
+    # "mistral-tiny" was Mistral's name for this model behind its own service.
+    ModelSpec("mistral-tiny", "mistralai/Mistral-7B-Instruct-v0.2"),
     ModelSpec("qwen2.5-0.5b", "Qwen/Qwen2.5-0.5B-Instruct"),
     ModelSpec("qwen2.5-1.5b", "Qwen/Qwen2.5-1.5B-Instruct"),
     ModelSpec("qwen2.5-3b", "Qwen/Qwen2.5-3B-Instruct"),

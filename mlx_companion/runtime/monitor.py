@@ -223,6 +223,10 @@ class ResourceMonitor:
             self._next_poll = self._probe.now() + self.limits.poll_seconds
         return self._advice
 
+    def look(self) -> Advice:
+        """What the machine allows now, without waiting for anything; looks at each call."""
+        return self._judge()
+
     def _judge(self) -> Advice:
         scales = [self._battery_scale(), self._heat_scale(), self._memory_scale()]
         reasons = [reason for _, reason in scales if reason is not None]

@@ -317,6 +317,7 @@ def test_aliases_are_those_promised():
         "tinyllama",
         "llama3-1b",
         "mistral-7b",
+        "mistral-tiny",
         "qwen2.5-0.5b",
         "qwen2.5-1.5b",
         "qwen2.5-3b",

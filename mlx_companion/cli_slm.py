@@ -1,0 +1,284 @@
+"""`mlx-companion slm <verb>`: the small modules; see `cli` for the conventions."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mlx_companion.cli_parts import (
+    AsJson,
+    ConfigFile,
+    DataDir,
+    Set,
+    flag,
+    make_console,
+    option,
+    print_json,
+    read_settings,
+)
+from mlx_companion.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from rich.table import Table
+
+    from mlx_companion.slm.batches import FileRun
+    from mlx_companion.slm.bench import LatencyRow
+    from mlx_companion.slm.health import ModuleStatus
+    from mlx_companion.slm.orchestrator import SLMOrchestrator
+
+app = typer.Typer(no_args_is_help=True, help="The four small modules: run, time, look at them.")
+
+_WHICH = "research_classifier, personality_guard, context_tracker or drift_monitor."
+_HELLO = "hey, what is new today?"
+
+
+@app.command()
+def run(
+    module: Annotated[str, typer.Argument(help=_WHICH)],
+    source: Annotated[Path, option("FILE", "JSON lines with the module's field.", "--in")],
+    out: Annotated[Path, option("FILE", "The lines again, each with its result.", "--out")],
+    config: ConfigFile = None,
+    set_: Set = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Run one module over a file, a line each; nothing leaves this machine.
+
+    It reads `query` (research_classifier), `text` (personality_guard), `text` or `turns`
+    (context_tracker), `responses`, or `text`, one message (drift_monitor).
+    """
+    from mlx_companion.slm import ResourceScheduler, SLMConfig, SLMFactory, run_file
+
+    settings = read_settings(SLMConfig, config, set_)
+    factory, scheduler = SLMFactory(settings), ResourceScheduler(settings.resources)
+    _require(module, factory.module_names)
+
+    def batch_size() -> int:
+        scheduler.refresh()
+        return scheduler.batch_size(settings.module(module).batch_size)
+
+    with make_console(stderr=True).status("loading"):
+        built = factory.get_module(module)
+    with _counted("lines") as progress:
+        done = run_file(built, source, out, batch_size=batch_size, progress=progress)
+    _tell(done, out)
+    if done.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def bench(
+    repeats: Annotated[int, option("N", "Messages for each module (50).")] = 50,
+    config: ConfigFile = None,
+    set_: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time the modules on this machine: each alone, then all four together."""
+    import asyncio
+    from dataclasses import asdict
+
+    from mlx_companion.slm import SLMConfig, SLMOrchestrator, measure_latencies
+
+    settings = read_settings(SLMConfig, config, set_)
+    if repeats < 1:
+        raise ConfigError(f"--repeats is {repeats}; expected 1 or more")
+
+    async def measure() -> list[LatencyRow]:
+        with _counted("rounds") as progress:
+            own = SLMOrchestrator(settings)
+            try:
+                return await measure_latencies(own, repeats, lambda done, _: progress(done))
+            finally:
+                own.close()
+
+    rows = asyncio.run(measure())
+    if as_json:
+        print_json([asdict(row) for row in rows])
+    else:
+        make_console().print(_latency_table(rows))
+
+
+@app.command()
+def versions(
+    module: Annotated[str | None, typer.Argument(help=_WHICH)] = None,
+    as_json: AsJson = False,
+    data_dir: DataDir = None,
+) -> None:
+    """List the versions of the modules, or of one of them."""
+    from mlx_companion.loop.console import plain_table
+    from mlx_companion.slm import MODULES
+    from mlx_companion.slm.registry import SLMRegistry
+    from mlx_companion.store import Store
+
+    if module is not None:
+        _require(module, MODULES)
+    with Store() as store:
+        registry = SLMRegistry(store)
+        names = MODULES if module is None else (module,)
+        found = {name: registry.list_versions(name) for name in names}
+    if as_json:
+        print_json({name: [_fields(one) for one in all_] for name, all_ in found.items()})
+        return
+    table = plain_table("module", "version", "state", "made")
+    for name, all_ in found.items():
+        for one in all_:
+            values = _fields(one)
+            table.add_row(name, *(str(values.get(k, "")) for k in ("version", "state", "created")))
+    make_console().print(table)
+
+
+@app.command()
+def status(
+    once: Annotated[bool, flag("--once", "Print one picture and end.")] = False,
+    text: Annotated[str, option("TEXT", "The message that the modules are given.")] = _HELLO,
+    every: Annotated[float, option("SECONDS", "Time between two messages (2).")] = 2.0,
+    config: ConfigFile = None,
+    set_: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Watch the modules at work: state, circuit, latencies, memory, last results.
+
+    They are given a message again and again; Ctrl-C ends it.
+    """
+    import asyncio
+
+    from mlx_companion.slm import SLMConfig, SLMOrchestrator
+
+    settings = read_settings(SLMConfig, config, set_)
+    if not every > 0:
+        raise ConfigError(f"--every is {every}; expected more than 0 seconds")
+    own = SLMOrchestrator(settings)
+    if once or as_json:
+        asyncio.run(_one_picture(own, text, as_json))
+    else:
+        asyncio.run(_watch(own, text, every))
+
+
+async def _one_picture(own: SLMOrchestrator, text: str, as_json: bool) -> None:
+    try:
+        await own.run_parallel(text)
+        if as_json:
+            print_json([one.to_dict() for one in own.status()])
+        else:
+            make_console().print(status_table(own.status()))
+    finally:
+        own.close()
+
+
+async def _watch(own: SLMOrchestrator, text: str, every: float) -> None:
+    import asyncio
+
+    from rich.live import Live
+
+    with Live(status_table(own.status()), console=make_console(), auto_refresh=False) as live:
+        try:
+            while True:
+                await own.run_parallel(text)
+                live.update(status_table(own.status()), refresh=True)
+                await asyncio.sleep(every)
+        finally:
+            own.close()
+
+
+def status_table(statuses: list[ModuleStatus]) -> Table:
+    """The modules as a table; the last line is the whole process."""
+    from mlx_companion.loop.console import plain_table, short
+    from mlx_companion.runtime.memory import memory_mb
+
+    table = plain_table("module", "version", "state", "ok", "not ok", "median", "p95", "last")
+    for one in statuses:
+        bad = sum(n for status, n in one.counts.items() if status not in ("ok", "skipped"))
+        table.add_row(
+            one.module,
+            one.version or "",
+            _state(one),
+            str(one.counts.get("ok", 0)),
+            str(bad),
+            _ms(one.median_ms),
+            _ms(one.p95_ms),
+            short(_last(one), 40),
+        )
+    table.caption = f"{memory_mb():,.0f} MB in memory"
+    return table
+
+
+def _state(one: ModuleStatus) -> str:
+    notes = [one.state]
+    if one.breaker.retry_in > 0:
+        notes.append(f"{one.breaker.retry_in:.0f} s")
+    if one.abandoned:
+        notes.append(f"{one.abandoned} hung")
+    return ", ".join(notes)
+
+
+def _last(one: ModuleStatus) -> str:
+    if one.last is None:
+        return ""
+    if one.last.result is None:
+        return f"{one.last.status}: {one.last.error}"
+    shown = "; ".join(f"{key} {_brief(value)}" for key, value in _head(one.last.result.to_dict()))
+    return shown if one.last.ok else f"{one.last.status}, {one.last.fallback}: {shown}"
+
+
+def _head(result: dict[str, Any]) -> list[tuple[str, Any]]:
+    told = [
+        (k, v) for k, v in result.items() if isinstance(v, bool | float | list) and k != "spans"
+    ]
+    return told[:2]
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.2f}" if isinstance(value, float) else str(len(value))
+
+
+def _ms(value: float | None) -> str:
+    return "" if value is None else f"{value:,.1f} ms"
+
+
+def _latency_table(rows: list[LatencyRow]) -> Table:
+    from mlx_companion.loop.console import plain_table
+
+    table = plain_table("module", "median", "p95", "CPU time", "aim", "answered")
+    for row in rows:
+        aim = "" if row.aim_ms is None else f"{row.aim_ms:.0f} ms"
+        times = (_ms(value) for value in (row.median_ms, row.p95_ms, row.cpu_ms))
+        table.add_row(row.name, *times, aim, f"{row.answered:.0%}")
+    return table
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(value)
+
+
+def _require(module: str, known: tuple[str, ...]) -> None:
+    from mlx_companion.runtime.config import nearest
+
+    if module not in known:
+        raise ConfigError(f"there is no module '{module}'{nearest(module, known)}")
+
+
+def _tell(done: FileRun, out: Path) -> None:
+    say = partial(typer.echo, err=True)
+    rate = done.rows / done.seconds if done.seconds else 0.0
+    say(f"{out}: {done.rows:,} lines in {done.seconds:.1f} s, {rate:,.0f} a second")
+    if done.fallbacks:
+        say(f"{done.fallbacks:,} of them were answered by rules alone; see `error` in them")
+    if done.failed:
+        say(f"{done.failed:,} of them have no result; see `error` in them")
+
+
+@contextmanager
+def _counted(what: str) -> Iterator[Callable[[int], None]]:
+    """A count on standard error while work goes on; nothing where that is no terminal."""
+    console = make_console(stderr=True)
+    with console.status(f"0 {what}") as shown:
+        yield lambda done: shown.update(f"{done:,} {what}")

@@ -1,0 +1,330 @@
+"""`SLMFactory`: the backbones by name, and the modules on top of them, each loaded once.
+
+    factory = SLMFactory(load_config(SLMConfig, "slm.yaml"))
+    factory.list_available()                        # phi3-mini, mistral-tiny, ... and yours
+    backbone = factory.get_slm("llama3-1b")         # the same object for everybody who asks
+    guard = factory.get_module("personality_guard") # built with the shared backbone
+    factory.register_slm("mine", lambda: LanguageModelAdapter("path/to/folder"))
+
+A backbone is any alias, hub id, folder or GGUF file, or an adapter of your own; it loads when its
+features are first asked for. Modules that read features of the same text cause one forward pass,
+because they share the adapter and it remembers what it computed.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from threading import Lock, RLock
+from typing import TYPE_CHECKING, Any
+
+from mlx_companion.errors import ConfigError, SLMError
+from mlx_companion.runtime.config import nearest
+from mlx_companion.slm.config import ModuleConfig, SLMConfig
+from mlx_companion.slm.degraded import degraded
+from mlx_companion.slm.module import MODULES, SLMModule
+from mlx_companion.slm.results import ModuleResult
+
+if TYPE_CHECKING:
+    from mlx_companion.slm.backbone import BaseSLMAdapter
+
+# The models that adapters are promised for, beside the default; any other name works as well.
+SLMS = ("phi3-mini", "mistral-tiny", "llama3-1b", "tinyllama", "phi2")
+CLASSES = {
+    "research_classifier": "mlx_companion.slm.research:ResearchClassifier",
+    "personality_guard": "mlx_companion.slm.guard:PersonalityGuard",
+    "context_tracker": "mlx_companion.slm.tracker:ContextTracker",
+    "drift_monitor": "mlx_companion.slm.drift:DriftMonitor",
+}
+# How modules call what the configuration calls otherwise.
+_KEYWORDS = {
+    "threshold": ("threshold", "confidence_threshold"),
+    "enforcement_level": ("level", "enforcement_level"),
+}
+
+MakeModule = Callable[[], SLMModule[Any]]
+
+
+@dataclass(frozen=True)
+class SLMInfo:
+    """A backbone that can be had.
+
+    Attributes:
+        name: for `get_slm`.
+        source: hub id, or "registered" for one of your own.
+        loaded: it is in memory.
+        memory_mb: that it takes there; None while it is not loaded.
+    """
+
+    name: str
+    source: str
+    loaded: bool
+    memory_mb: float | None
+
+
+class SLMFactory:
+    """Builds backbones and modules, each once; see the module. Safe between threads.
+
+    Args:
+        config: which backbone, packs, thresholds.
+        packs: folders of packs by module, over those of `config` (a registry's active versions).
+        options: keyword arguments by module, such as {"personality_guard": {"profile": mine}}.
+    """
+
+    def __init__(
+        self,
+        config: SLMConfig | None = None,
+        *,
+        packs: Mapping[str, Path] | None = None,
+        options: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        self.config = config or SLMConfig()
+        self._packs = dict(packs or {})
+        self._options = {name: dict(values) for name, values in (options or {}).items()}
+        self._lock = RLock()
+        self._slms: dict[str, BaseSLMAdapter] = {}
+        self._slm_makers: dict[str, Callable[[], BaseSLMAdapter]] = {}
+        self._modules: dict[str, SLMModule[Any]] = {}
+        self._makers: dict[str, MakeModule] = {}
+        self._building: dict[str, Lock] = {}
+
+    def register_slm(
+        self,
+        name: str,
+        make: BaseSLMAdapter | Callable[[], BaseSLMAdapter],
+        *,
+        replace: bool = False,
+    ) -> None:
+        """Offer a backbone under a name.
+
+        Args:
+            name: for `get_slm`; it may hide an alias only with `replace`.
+            make: the adapter, or what builds it when it is first asked for.
+            replace: take the place of another one; who has that keeps it.
+
+        Raises:
+            ConfigError: the name is taken, or empty.
+        """
+        if not name.strip():
+            raise ConfigError("a backbone's name is empty; give it one")
+        with self._lock:
+            if not replace and (name in self._slm_makers or name in _aliases()):
+                raise ConfigError(
+                    f"'{name}' is a backbone already; choose another, or replace=True"
+                )
+            self._slms.pop(name, None)
+            self._slm_makers[name] = make if _is_maker(make) else lambda: make  # type: ignore[assignment,return-value]
+
+    def get_slm(self, name: str | None = None) -> BaseSLMAdapter:
+        """The backbone of a name; the same object each time, loaded when first used.
+
+        Args:
+            name: a registered name, an alias, a hub id, a folder or a GGUF file; None takes the
+                configured one.
+
+        Raises:
+            ModelNotFoundError: none of these; names the nearest alias.
+            SLMError: what a registered maker built is no adapter.
+        """
+        from mlx_companion.models.registry import DEFAULT_MODEL
+
+        name = name or self.config.model or DEFAULT_MODEL
+        with self._lock:
+            key = name if name in self._slm_makers else _canonical(name)
+            if key not in self._slms:
+                self._slms[key] = self._make_slm(key)
+            return self._slms[key]
+
+    def list_available(self) -> list[SLMInfo]:
+        """Every backbone with a name: those promised, other aliases, those registered."""
+        from mlx_companion.models.registry import DEFAULT_MODEL
+
+        with self._lock:
+            aliases = _aliases()
+            own = [name for name in self._slm_makers if name not in aliases]
+            first = [DEFAULT_MODEL, *SLMS]
+            names = [*first, *(name for name in aliases if name not in first), *own]
+            return [self._info(name, aliases.get(name, "registered")) for name in names]
+
+    def register_module(self, name: str, make: SLMModule[Any] | MakeModule) -> None:
+        """Use a module of your own under a name; one of the four is replaced by it.
+
+        What was built under that name is let go of.
+        """
+        with self._lock:
+            built = self._modules.pop(name, None)
+            self._makers[name] = (lambda: make) if isinstance(make, SLMModule) else make
+        if built is not None and built is not make:
+            built.close()
+
+    @property
+    def module_names(self) -> tuple[str, ...]:
+        """The four modules, then those registered besides."""
+        return (*MODULES, *(name for name in list(self._makers) if name not in MODULES))
+
+    def loaded_module(self, name: str) -> SLMModule[Any] | None:
+        """The module, when it is built already."""
+        return self._modules.get(name)
+
+    def get_module(self, name: str) -> SLMModule[Any]:
+        """The module of a name, built when it is first asked for.
+
+        Raises:
+            SLMError: unknown, not installed, or its pack is damaged.
+            ConfigError: a setting that the module does not have.
+        """
+        with self._lock:
+            self._require(name)
+            building = self._building.setdefault(name, Lock())
+        with building:
+            found = self._modules.get(name)
+            if found is None:
+                found = self._build(name)
+                with self._lock:
+                    self._modules[name] = found
+            return found
+
+    def fallback(self, name: str, item: Any) -> ModuleResult | None:
+        """The answer of rules alone, also of a module that cannot be loaded; None: there is none.
+
+        Raises:
+            DataError: the item is not what the module reads.
+        """
+        module = self.loaded_module(name)
+        if module is not None:
+            return module.fallback(item)
+        return None if name in self._makers else degraded(name, item)
+
+    def reload(self, name: str, pack: Path | None = None) -> SLMModule[Any]:
+        """Build a module anew, with another pack when one is given; the old one serves until then.
+
+        Raises:
+            SLMError: as `get_module`; the old one then goes on.
+        """
+        with self._lock:
+            self._require(name)
+            building = self._building.setdefault(name, Lock())
+        with building:
+            before = self._packs.get(name)
+            if pack is not None:
+                self._packs[name] = pack
+            try:
+                new = self._build(name)
+            except BaseException:
+                self._packs.pop(name, None)
+                if before is not None:
+                    self._packs[name] = before
+                raise
+            with self._lock:
+                old, self._modules[name] = self._modules.get(name), new
+        if old is not None and old is not new:
+            old.close()
+        return new
+
+    def close(self) -> None:
+        """Let go of every module and registered backbone; others may use the shared ones."""
+        with self._lock:
+            modules = list(self._modules.values())
+            slms = [slm for name, slm in self._slms.items() if name in self._slm_makers]
+            self._modules.clear()
+            self._slms.clear()
+        for module in modules:
+            module.close()
+        for slm in slms:
+            slm.unload()
+
+    def _require(self, name: str) -> None:
+        if name not in self._makers and name not in CLASSES:
+            raise SLMError(f"there is no module '{name}'{nearest(name, self.module_names)}")
+
+    def _make_slm(self, name: str) -> BaseSLMAdapter:
+        from mlx_companion.slm.backbone import BaseSLMAdapter, shared_backbone
+
+        maker = self._slm_makers.get(name)
+        if maker is None:
+            return shared_backbone(name)
+        made = maker()
+        if not isinstance(made, BaseSLMAdapter):
+            raise SLMError(
+                f"the maker of '{name}' built a {type(made).__name__}; expected a BaseSLMAdapter"
+            )
+        return made
+
+    def _info(self, name: str, source: str) -> SLMInfo:
+        slm = self._slms.get(name)
+        loaded = slm is not None and slm.loaded
+        return SLMInfo(name, source, loaded, slm.memory_bytes / 1e6 if slm and loaded else None)
+
+    def _build(self, name: str) -> SLMModule[Any]:
+        maker = self._makers.get(name)
+        made = self._packaged(name) if maker is None else maker()
+        if not isinstance(made, SLMModule):
+            raise SLMError(
+                f"the maker of '{name}' built a {type(made).__name__}; expected an SLMModule"
+            )
+        return made
+
+    def _packaged(self, name: str) -> SLMModule[Any]:
+        cls = module_class(name)
+        known = inspect.signature(cls).parameters
+        values = self._settings(name, self.config.module(name)) | self._options.get(name, {})
+        arguments = {}
+        for setting, value in values.items():
+            names = _KEYWORDS.get(setting, (setting,))
+            keyword = next((one for one in names if one in known), None)
+            if keyword is None:
+                raise ConfigError(f"{name} has no '{setting}' to set; leave it out")
+            arguments[keyword] = value
+        if "backbone" in known and "backbone" not in arguments and self._has_own_slm():
+            arguments["backbone"] = self.get_slm()
+        return cls(**arguments)
+
+    def _settings(self, name: str, config: ModuleConfig) -> dict[str, Any]:
+        given = {
+            "pack": self._packs.get(name, config.pack),
+            "threshold": config.threshold,
+            "enforcement_level": getattr(config, "enforcement_level", None),
+            "adapter": config.adapter,
+        }
+        return {key: value for key, value in given.items() if value is not None}
+
+    def _has_own_slm(self) -> bool:
+        """Else modules share the process's one default backbone, also beyond this factory."""
+        from mlx_companion.models.registry import DEFAULT_MODEL
+
+        return self.config.model is not None or DEFAULT_MODEL in self._slm_makers
+
+
+def module_class(name: str) -> Any:
+    """The class of one of the four modules.
+
+    Raises:
+        SLMError: it cannot be imported.
+    """
+    path, _, attribute = CLASSES[name].partition(":")
+    try:
+        return getattr(import_module(path), attribute)
+    except (ImportError, AttributeError) as error:
+        raise SLMError(f"{name} cannot be imported ({error}); reinstall the package") from error
+
+
+def _aliases() -> dict[str, str]:
+    from mlx_companion.models.registry import ALIASES
+
+    return {alias: spec.hub_id for alias, spec in ALIASES.items() if spec.kind == "language"}
+
+
+def _canonical(name: str) -> str:
+    """One key for one model: paths as they are, aliases in lower case, hub ids by their alias."""
+    from mlx_companion.models.registry import spec_for
+
+    return name if Path(name).expanduser().exists() else spec_for(name).alias
+
+
+def _is_maker(value: object) -> bool:
+    from mlx_companion.slm.backbone import BaseSLMAdapter
+
+    return not isinstance(value, BaseSLMAdapter)
