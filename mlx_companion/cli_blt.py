@@ -77,7 +77,7 @@ def train(
             settings,
             valid=valid or None,
             entropy_model=entropy,
-            callbacks=[RichProgress()],
+            callbacks=[RichProgress(unit="nats per byte")],
             stop=switch,
             resume=not no_resume,
         )

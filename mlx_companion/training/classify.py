@@ -213,7 +213,7 @@ class _Run:
         return [
             MetricsLog(self.out / METRICS),
             *trackers_for(track, self.out, self.hash, settings, about),
-            *([RichProgress()] if progress else []),
+            *([RichProgress(unit="nats per text")] if progress else []),
         ]
 
     def shared(self, result: ClassifyResult | None) -> ClassifyResult | None:

@@ -27,9 +27,11 @@ class RichProgress(Callback):
 
     Args:
         console: where; default: standard error, so that standard output stays for results.
+        unit: of the held-out loss.
     """
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, console: Console | None = None, unit: str = "nats per token") -> None:
+        self._unit = unit
         self.console = console or Console(stderr=True)
         self._progress: Progress | None = None
         self._task = TaskID(0)
@@ -79,7 +81,7 @@ class RichProgress(Callback):
 
     def on_eval(self, step: int, loss: float) -> None:
         """Say the held-out loss."""
-        self._print(f"step {step}: held-out loss {loss:.4f} nats per token")
+        self._print(f"step {step}: held-out loss {loss:.4f} {self._unit}")
 
     def on_save(self, save: SaveInfo) -> None:
         """Nothing: checkpoints are many and quiet."""

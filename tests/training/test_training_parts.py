@@ -246,7 +246,7 @@ def test_the_progress_says_the_figures(terminal: bool) -> None:
         "padding 25%",
         "123 MB",
         "battery at 12 %",
-        "held-out loss 1.2500",
+        "held-out loss 1.2500 nats per token",
     ):
         assert expected in text
 
