@@ -23,6 +23,7 @@ from mlx_companion import errors
 from mlx_companion.runtime.blas import load_blas as _load_blas
 
 if TYPE_CHECKING:  # for editors and type checkers; a test compares it with `_LAZY`
+    from mlx_companion.loop.companion import Companion as Companion
     from mlx_companion.loop.config import LoopConfig as LoopConfig
     from mlx_companion.loop.rounds import improve as improve
     from mlx_companion.lora.config import LoraConfig as LoraConfig
@@ -44,6 +45,7 @@ if TYPE_CHECKING:  # for editors and type checkers; a test compares it with `_LA
 __version__ = "0.1.0"
 
 _LAZY: dict[str, str] = {
+    "Companion": "mlx_companion.loop.companion:Companion",
     "LoopConfig": "mlx_companion.loop.config:LoopConfig",
     "LoraConfig": "mlx_companion.lora.config:LoraConfig",
     "NEVER": "mlx_companion.runtime.stop:NEVER",

@@ -1,0 +1,390 @@
+"""`Companion`: the model, the four small modules and what was learned, as one conversation.
+
+    companion = mc.Companion.open(store="companion.db", profile="dry_wit")
+    reply = await companion.chat("hey, keep it short from now on")
+    print(reply.text)
+    print(reply.trace.text())          # every step, with its time and what was wrong
+    companion.learned()                # what it knows of the person, and why
+    companion.undo()                   # takes the last of it back
+    companion.forget()                 # all of it, without a trace on the disk
+
+A reply goes this way:
+
+    listen     the research classifier and the context tracker read the message
+    learn      what the tracker noticed goes through `ContextSyncManager` into the store
+    research   asks the tool that was given; without one, the prompt says what cannot be known
+    prompt     the profile, what is known of the person and the situation, within a token budget
+    generate   the served version of the model
+    guard      the reply is held against the profile and mended
+    polish     learned length, slang and tone
+    keep       the exchange and a sample of the modules' work are stored
+    watch      the drift monitor sees the reply; its state is stored
+
+A step that fails is recorded in the trace and the reply goes on without it; only `generate` and
+`keep` are needed. Nothing leaves the machine, unless the research tool that was given does that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from mlx_companion.errors import LoopError
+from mlx_companion.loop.chat import Chat, Turn
+from mlx_companion.loop.config import LoopConfig
+from mlx_companion.loop.modules import Modules
+from mlx_companion.loop.prompting import Known, polish, system_text
+from mlx_companion.loop.served import ServedModel
+from mlx_companion.loop.trace import Trace, short
+from mlx_companion.models.generation import Reply
+from mlx_companion.runtime.config import load_config
+from mlx_companion.runtime.stop import NEVER, StopSwitch
+from mlx_companion.slm.sync import Change, ContextSyncManager, SyncConfig
+from mlx_companion.store import ContextEntry, Interaction, Store
+from mlx_companion.store.erase import forget as erase_learned
+from mlx_companion.store.values import new_id
+
+if TYPE_CHECKING:
+    from mlx_companion.models import LanguageModel
+    from mlx_companion.slm.config import SLMConfig
+    from mlx_companion.slm.factory import SLMFactory
+
+__all__ = ["Companion", "CompanionReply"]
+
+Research = Callable[[str], str]
+
+
+@dataclass(frozen=True)
+class CompanionReply:
+    """What the companion said, how it came about, and the stored exchange.
+
+    `interaction` is None when the reply was ended early; it is then not kept.
+    """
+
+    text: str
+    trace: Trace
+    interaction: Interaction | None
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class Companion:
+    """One person's companion; see the module. One reply is made at a time.
+
+    Args:
+        served: the version of the model that answers.
+        store: exchanges, and what was learned.
+        slm: settings of the modules.
+        factory: where modules come from, for modules of your own.
+        research: finds out what the model cannot know: a query in, findings out.
+        research_seconds: that it may take.
+        sync: limits of what is learned without asking.
+        seed: makes sampled replies repeatable.
+        budget_tokens: of the system prompt.
+    """
+
+    def __init__(
+        self,
+        served: ServedModel,
+        store: Store,
+        *,
+        slm: SLMConfig | None = None,
+        factory: SLMFactory | None = None,
+        research: Research | None = None,
+        research_seconds: float = 30.0,
+        sync: SyncConfig | None = None,
+        seed: int | None = None,
+        budget_tokens: int = 400,
+    ) -> None:
+        self.served = served
+        self.store = store
+        self.sync = ContextSyncManager(store, sync)
+        self.conversation = Chat(served, store, seed)
+        self.research = research
+        self.last_trace: Trace | None = None
+        self._research_seconds = research_seconds
+        self._budget = budget_tokens
+        self._owns_store = False
+        self._modules = Modules(store, served.profile, slm, factory)
+        # One thread for the model: its replies and its loading never run beside each other.
+        self._model_thread = ThreadPoolExecutor(1, thread_name_prefix="companion-model")
+        self._turns: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
+
+    @classmethod
+    def open(
+        cls,
+        store: Store | str | Path | None = None,
+        model: str | LanguageModel | None = None,
+        profile: str | Path | None = None,
+        *,
+        config: LoopConfig | None = None,
+        **options: Any,
+    ) -> Companion:
+        """The companion of a store: its active version, with the modules.
+
+        Args:
+            store: open, or the path of its file; the one in the user-data folder by default.
+            model: what `mc.load` takes, or a loaded model; by default the one that the store's
+                active version was made for, else the default model.
+            profile: name of a packaged profile, or the path of a YAML file.
+            config: settings of serving; `model` and `profile` replace its own.
+            options: as `Companion`.
+
+        Raises:
+            ConfigError: no such profile.
+            ModelError: the model cannot be loaded.
+            AdapterError: the adapter of the active version is missing or changed.
+            LoopError: the store's versions belong to another base model.
+        """
+        opened = store if isinstance(store, Store) else Store(store)
+        try:
+            settings = _settings(opened, config, model, profile)
+            lm = None if model is None or isinstance(model, str) else model
+            companion = cls(ServedModel.open(opened, settings, lm=lm), opened, **options)
+        except BaseException:
+            if opened is not store:
+                opened.close()
+            raise
+        companion._owns_store = opened is not store
+        return companion
+
+    async def chat(self, text: str, *, switch: StopSwitch = NEVER) -> CompanionReply:
+        """Answer.
+
+        Args:
+            text: what the person says.
+            switch: ends the reply early; the exchange is then not kept.
+
+        Raises:
+            DataError: the text is empty, or is none.
+            GenerationError: it is longer than the model's context.
+            StoreError: the exchange cannot be stored.
+        """
+        async with self._turn():
+            turn = self.conversation.begin(text)
+            trace = self.last_trace = Trace()
+            known = await self._listen(turn, trace)
+            await self._look_up(turn.prompt, known, trace)
+            system = await self._prompt(known, trace)
+            reply = await self._generate(turn, system, known, switch, trace)
+            if switch.requested:
+                return CompanionReply(reply.text, trace, None)
+            said = await self._mend(reply.text, turn, known, trace)
+            with trace.step("keep", said, needed=True) as step:
+                kept = await asyncio.to_thread(self._keep, turn, reply, said, trace)
+                step.made = kept.id
+            await self._watch(turn, said, trace)
+            return CompanionReply(said, trace, kept)
+
+    def chat_sync(self, text: str, *, switch: StopSwitch = NEVER) -> CompanionReply:
+        """`chat` for code without an event loop.
+
+        Raises:
+            LoopError: there is an event loop here already; await `chat` instead.
+        """
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return asyncio.run(self.chat(text, switch=switch))
+        raise LoopError("chat_sync was called inside an event loop; write: await companion.chat()")
+
+    def learned(self) -> list[ContextEntry]:
+        """What is known of the person, with confidence, evidence and the id to undo it."""
+        return self.sync.entries()
+
+    def pending(self) -> list[ContextEntry]:
+        """Changes that wait for the person's word; see `approve` and `reject`."""
+        return self.sync.pending()
+
+    def approve(self, update_id: str) -> Change:
+        """Let a change that waits take effect. Errors as `ContextSyncManager.approve`."""
+        return self.sync.approve(update_id)
+
+    def reject(self, update_id: str) -> None:
+        """Drop a change that waits. Errors as `ContextSyncManager.reject`."""
+        self.sync.reject(update_id)
+
+    def undo(self, update_id: str | None = None) -> Change | None:
+        """Take back one thing that was learned, the last one by default.
+
+        Returns:
+            What it changed; None when nothing is known.
+
+        Raises:
+            StoreError: there is no such update.
+        """
+        if update_id is None:
+            last = self.sync.last_applied()
+            if last is None:
+                return None
+            update_id = last.id
+        return self.sync.undo(update_id)
+
+    def forget(self, *, conversations: bool = False) -> dict[str, int]:
+        """Delete what was learned about the person, in memory and without a trace on the disk.
+
+        Args:
+            conversations: the stored exchanges too, and what the loop made of them.
+
+        Returns:
+            What was deleted; see `store.erase.forget`.
+
+        Raises:
+            StoreError: another process is reading the store, or `improve` is running.
+        """
+        counts = erase_learned(self.store, conversations=conversations)
+        self._modules.forget()
+        self.last_trace = None
+        if conversations:
+            self.conversation.new()
+        return counts
+
+    def close(self) -> None:
+        """Let the threads and modules go, and the store when `open` opened it."""
+        self._model_thread.shutdown(wait=True)
+        self._modules.close()
+        if self._owns_store:
+            self.store.close()
+
+    def __enter__(self) -> Companion:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    async def _listen(self, turn: Turn, trace: Trace) -> Known:
+        known = Known()
+        with trace.step("listen", turn.prompt) as step:
+            heard = await self._modules.listen(turn.prompt, self.conversation.history, step)
+            known.research, known.context = heard
+        with trace.step("learn") as step:
+            told = known.context.updates if known.context is not None else []
+            step.given = short([one.key for one in told])
+            known.facts, report = await asyncio.to_thread(self._learn, told)
+            step.made = short(", ".join(f"{c.key} = {c.after!r}" for c in report.changes))
+            step.details = dict(report.decided)
+        return known
+
+    def _learn(self, updates: Sequence[Any]) -> tuple[dict[str, Any], Any]:
+        ids = [new_id() for _ in updates]
+        self.sync.queue_updates(updates, ids=ids)
+        report = self.sync.process_queue()
+        return self.sync.get_latest_context(), report
+
+    async def _look_up(self, query: str, known: Known, trace: Trace) -> None:
+        with trace.step("research") as step:
+            if known.research is None or not known.research.needs_research:
+                step.skipped("not needed")
+            elif self.research is None:
+                step.skipped("no research tool; the prompt says what cannot be known")
+            else:
+                step.given = short(known.research.category)
+                known.findings = await self._ask(self.research, query)
+                step.made = short(known.findings)
+
+    async def _ask(self, research: Research, query: str) -> str:
+        found = await asyncio.wait_for(asyncio.to_thread(research, query), self._research_seconds)
+        if not isinstance(found, str) or not found.strip():
+            raise LoopError(f"the research tool gave {short(found)!r}; expected text")
+        return found
+
+    async def _prompt(self, known: Known, trace: Trace) -> str | None:
+        with trace.step("prompt", known.facts) as step:
+            count = self._count_tokens
+            system = await asyncio.to_thread(
+                system_text, self.served.profile, known, self._budget, count
+            )
+            step.made, step.details = short(system), {"tokens": count(system)}
+            return system
+        return None
+
+    def _count_tokens(self, text: str) -> int:
+        return len(self.served.lm.tokenizer.encode(text))
+
+    async def _generate(
+        self, turn: Turn, system: str | None, known: Known, switch: StopSwitch, trace: Trace
+    ) -> Reply:
+        def work() -> Reply:
+            pieces = self.served.stream(
+                turn.prompt,
+                list(self.conversation.history),
+                seed=turn.seed,
+                switch=switch,
+                system=system,
+                max_tokens=known.max_tokens(self.served.serve.max_tokens),
+            )
+            return _drain(pieces)
+
+        with trace.step("generate", turn.prompt, needed=True) as step:
+            loop = asyncio.get_running_loop()
+            reply = await loop.run_in_executor(self._model_thread, work)
+            step.made = short(reply.text)
+            step.details = {"tokens": len(reply.tokens), "version": self.served.version_id}
+        return reply
+
+    async def _mend(self, text: str, turn: Turn, known: Known, trace: Trace) -> str:
+        with trace.step("guard", text) as step:
+            text = await self._modules.guard(text, turn.prompt, known.name, step)
+        with trace.step("polish", text) as step:
+            polished = await asyncio.to_thread(polish, text, self.served.profile, known)
+            if not polished.strip():
+                raise LoopError("nothing would be left of the reply")
+            text, step.made = polished, short(polished)
+        return text
+
+    def _keep(self, turn: Turn, reply: Reply, said: str, trace: Trace) -> Interaction:
+        meta: dict[str, Any] = {"steps": {one.name: one.state for one in trace.steps}}
+        with self.store.transaction():
+            kept = self.conversation.keep(turn, reply, text=said, meta=meta)
+            self._modules.keep_traffic()
+        return kept
+
+    async def _watch(self, turn: Turn, said: str, trace: Trace) -> None:
+        with trace.step("watch", said) as step:
+            await self._modules.watch(said, turn.prompt, step)
+
+    def _turn(self) -> asyncio.Lock:
+        """One lock per event loop: `chat_sync` runs each reply in a loop of its own."""
+        loop = asyncio.get_running_loop()
+        if self._turns is None or self._turns[0] is not loop:
+            self._turns = (loop, asyncio.Lock())
+        return self._turns[1]
+
+
+def _drain(pieces: Any) -> Reply:
+    while True:
+        try:
+            next(pieces)
+        except StopIteration as end:
+            return end.value
+
+
+def _settings(
+    store: Store,
+    config: LoopConfig | None,
+    model: str | LanguageModel | None,
+    profile: str | Path | None,
+) -> LoopConfig:
+    changes: dict[str, Any] = {}
+    if isinstance(model, str):
+        changes["model"] = model
+    elif model is None and config is None and (active := store.versions.active()) is not None:
+        changes["model"] = active.model_source
+    if profile is not None:
+        changes["profile"] = str(profile)
+    given = {name: value for name, value in changes.items() if value is not None}
+    if config is None:
+        return load_config(LoopConfig, overrides=given)
+    return dataclasses.replace(config, **given)

@@ -1,0 +1,145 @@
+"""The four small modules as a conversation uses them: asked through the orchestrator, remembered.
+
+Why a class of its own: the companion decides what happens in which order; this decides what each
+module is given, what of its work is stored, and what becomes of its state. Modules come from the
+registry's active versions. Nothing here raises on account of a module: outcomes that are not
+whole end up in the step of the trace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mlx_companion.errors import CompanionError
+from mlx_companion.loop.trace import TraceStep, short
+from mlx_companion.loop.watch import Watcher
+from mlx_companion.personality import Profile
+from mlx_companion.slm.config import SLMConfig
+from mlx_companion.slm.factory import SLMFactory
+from mlx_companion.slm.orchestrator import SLMOrchestrator
+from mlx_companion.slm.outcomes import ModuleOutcome, RunReport
+from mlx_companion.slm.registry import SLMRegistry
+from mlx_companion.slm.results import ContextResult, DriftResult, GuardResult, ResearchResult
+from mlx_companion.store import Store
+
+__all__ = ["Modules"]
+
+RESEARCH, GUARD, TRACKER, DRIFT = (
+    "research_classifier",
+    "personality_guard",
+    "context_tracker",
+    "drift_monitor",
+)
+
+
+class Modules:
+    """The modules around one conversation.
+
+    Args:
+        store: states, traffic and versions of the modules.
+        profile: that the guard keeps.
+        config: of the modules.
+        factory: of modules of one's own; what it builds is used as it is.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        profile: Profile,
+        config: SLMConfig | None = None,
+        factory: SLMFactory | None = None,
+    ) -> None:
+        self.store = store
+        self.registry = SLMRegistry(store)
+        self.factory = factory or self._factory(profile, config)
+        self.orchestrator = SLMOrchestrator(config, self.factory)
+        self._traffic: list[tuple[ModuleOutcome, Any]] = []
+
+    async def listen(
+        self, text: str, history: Sequence[tuple[str, str]], step: TraceStep
+    ) -> tuple[ResearchResult | None, ContextResult | None]:
+        """What the classifier and the tracker read from a message; None of one that failed."""
+        self._traffic.clear()
+        report = await self._run({RESEARCH: text, TRACKER: text}, step)
+        research, context = report.result(RESEARCH), report.result(TRACKER)
+        told = []
+        if research is not None:
+            need = "needs research" if research.needs_research else "needs no research"
+            told.append(f"{need} ({research.category}, {research.confidence:.2f})")
+        if context is not None:
+            told.append(f"{len(context.updates)} things to learn")
+        step.made = short("; ".join(told))
+        return research, context
+
+    async def guard(self, text: str, prompt: str, name: str | None, step: TraceStep) -> str:
+        """The reply as the profile allows it; as it is when not even the guard's rules answer."""
+        item = {"text": text, "user_name": name, "prompt": prompt}
+        result: GuardResult | None = (await self._run({GUARD: item}, step)).result(GUARD)
+        if result is None:
+            return text
+        step.made = short(", ".join(result.violations_detected) or "nothing to mend")
+        step.details |= {"changes": len(result.changes_made)}
+        return result.rewritten_response
+
+    async def watch(self, response: str, user: str, step: TraceStep) -> None:
+        """Let the drift monitor see a reply, and store where it stands."""
+        item = {"response": response, "user": user, "responses": [response], "text": user}
+        result: DriftResult | None = (await self._run({DRIFT: item}, step)).result(DRIFT)
+        if result is None:
+            return
+        step.made = result.drift_type or "no drift"
+        step.details |= {"severity": result.severity, "alert": result.should_alert}
+        if result.should_alert:
+            step.made = short(f"{step.made}: {result.recommendation}")
+
+    def keep_traffic(self) -> None:
+        """Store what the modules were given and answered, for shadow runs."""
+        for outcome, item in self._traffic:
+            if outcome.ok and outcome.result is not None:
+                self.store.traffic.add(
+                    outcome.module,
+                    outcome.version or "",
+                    item,
+                    outcome.result.to_dict(),
+                    outcome.seconds,
+                )
+        self._traffic.clear()
+
+    def forget(self) -> None:
+        """Let the modules begin anew; what they had stored is deleted already."""
+        self._traffic.clear()
+        for name in (TRACKER, DRIFT):
+            if self.factory.loaded_module(name) is not None:
+                self.factory.reload(name)
+
+    def close(self) -> None:
+        """Let threads and modules go."""
+        self.orchestrator.close()
+        self.factory.close()
+
+    async def _run(self, items: Mapping[str, Any], step: TraceStep) -> RunReport:
+        report = await self.orchestrator.run_parallel(items)
+        for name, outcome in report.items():
+            step.details[name] = _outline(outcome)
+            self._traffic.append((outcome, items[name]))
+            if not outcome.ok and outcome.status != "skipped":
+                instead = f", {outcome.fallback} answered" if outcome.fallback else ""
+                step.failed(f"{name} {outcome.status}: {outcome.error}{instead}")
+        return report
+
+    def _factory(self, profile: Profile, config: SLMConfig | None) -> SLMFactory:
+        try:
+            packs = self.registry.packs()
+        except CompanionError:
+            # Not even a shipped pack can be read; each module then says so when it is loaded.
+            packs = {}
+        factory = SLMFactory(config, packs=packs, options={GUARD: {"profile": profile}})
+        factory.register_module(DRIFT, lambda: Watcher(self.store, packs.get(DRIFT)))
+        return factory
+
+
+def _outline(outcome: ModuleOutcome) -> dict[str, Any]:
+    """An outcome without the texts in it."""
+    whole = outcome.to_dict()
+    return {name: whole[name] for name in ("status", "error", "seconds", "fallback", "version")}

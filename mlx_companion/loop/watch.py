@@ -1,0 +1,79 @@
+"""The drift monitor over days: it sees every reply, and its state outlives the process.
+
+The monitor compares replies with a baseline that it learned from earlier ones. That baseline is
+the person's (it comes from conversations with them), so it lies in the store, where `forget`
+deletes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from mlx_companion.errors import CompanionError
+from mlx_companion.runtime.logs import get_logger
+from mlx_companion.slm.module import SLMModule
+from mlx_companion.slm.results import DriftResult
+from mlx_companion.store import Store
+
+__all__ = ["Watcher"]
+
+_log = get_logger(__name__)
+
+
+class Monitor(Protocol):
+    """What is needed of a drift monitor that watches a stream of replies."""
+
+    version: str
+
+    def observe(self, response: str, user: str | None = None) -> DriftResult:
+        """One more reply, and the message that it answered."""
+
+    def state(self) -> dict[str, Any]:
+        """Where it stands, JSON values."""
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+
+    def close(self) -> None:
+        """Let go of what it holds."""
+
+
+class Watcher(SLMModule[DriftResult]):
+    """A drift monitor whose state lies in the store.
+
+    Args:
+        store: where.
+        monitor: by default `DriftMonitor` with this pack.
+        pack: folder of its pack; the shipped one by default.
+    """
+
+    name = "drift_monitor"
+
+    def __init__(
+        self, store: Store, pack: Path | None = None, *, monitor: Monitor | None = None
+    ) -> None:
+        if monitor is None:
+            from mlx_companion.slm.drift import DriftMonitor
+
+            monitor = DriftMonitor(**({} if pack is None else {"pack": pack}))
+        self._store, self._monitor = store, monitor
+        self.version = monitor.version
+        state = store.module_states.get(self.name)
+        if state is not None:
+            try:
+                monitor.restore(state)
+            except (CompanionError, KeyError, TypeError, ValueError) as error:
+                # A state of another release: a new baseline is better than no monitor.
+                _log.warning("the drift monitor begins anew", extra={"error": str(error)})
+
+    def process_batch(self, items: Sequence[Mapping[str, Any]]) -> list[DriftResult]:
+        """See replies, given as {"response", "user"}, in their order."""
+        found = [self._monitor.observe(item["response"], item.get("user")) for item in items]
+        self._store.module_states.set(self.name, self._monitor.state())
+        return found
+
+    def close(self) -> None:
+        """Let the monitor go; its state is stored."""
+        self._monitor.close()
