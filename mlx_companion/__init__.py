@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # for editors and type checkers; a test compares it with `_LA
     from mlx_companion.models.load import load as load
     from mlx_companion.models.sampling import Sampling as Sampling
     from mlx_companion.personality.profile import Profile as Profile
+    from mlx_companion.quant.quantize_api import quantize as quantize
     from mlx_companion.runtime.config import load_config as load_config
     from mlx_companion.runtime.seeds import seed_everything as seed_everything
     from mlx_companion.runtime.stop import NEVER as NEVER
@@ -61,6 +62,7 @@ _LAZY: dict[str, str] = {
     "load": "mlx_companion.models.load:load",
     "load_config": "mlx_companion.runtime.config:load_config",
     "load_encoder": "mlx_companion.models.encoder:load_encoder",
+    "quantize": "mlx_companion.quant.quantize_api:quantize",
     "seed_everything": "mlx_companion.runtime.seeds:seed_everything",
     "stream_generate": "mlx_companion.models.generation:stream_generate",
 }

@@ -38,6 +38,7 @@ from mlx_companion.cli_parts import (
     read_settings,
 )
 from mlx_companion.cli_plan import plan
+from mlx_companion.cli_quant import quantize
 from mlx_companion.cli_runs import app as runs
 from mlx_companion.cli_slm import app as slm
 from mlx_companion.cli_sou import app as sou
@@ -461,6 +462,7 @@ def fetch(
 
 
 app.command(rich_help_panel=MACHINE)(plan)
+app.command(rich_help_panel=VERSIONS)(quantize)
 
 
 @app.command(rich_help_panel=MACHINE)

@@ -1,8 +1,13 @@
-"""Companions in one file.
+"""Smaller weights, and companions in one file.
 
-sou    the `.sou` container: pack, load, verify, unpack, diff
+quantize_api  `quantize(model, level)`: fewer bits per weight, and a report of what that cost
+sou           the `.sou` container: pack, load, verify, unpack, diff
+plan          what a model takes on a machine, before it is there
 """
 
+from mlx_companion.quant.quant_report import LayerReport, QuantReport
+from mlx_companion.quant.quantize_api import Quantized, quantize
+from mlx_companion.quant.quantize_recipes import packed_words
 from mlx_companion.quant.sou import (
     SouFile,
     diff,
@@ -12,4 +17,16 @@ from mlx_companion.quant.sou import (
     verify,
 )
 
-__all__ = ["SouFile", "diff", "load_companion", "pack", "unpack", "verify"]
+__all__ = [
+    "LayerReport",
+    "QuantReport",
+    "Quantized",
+    "SouFile",
+    "diff",
+    "load_companion",
+    "pack",
+    "packed_words",
+    "quantize",
+    "unpack",
+    "verify",
+]
