@@ -16,7 +16,7 @@ from typing import Any
 from mlx_companion.slm.breaker import BreakerState, CircuitBreaker
 from mlx_companion.slm.config import OrchestrationConfig
 from mlx_companion.slm.lanes import Lane
-from mlx_companion.slm.outcomes import ModuleOutcome
+from mlx_companion.slm.outcomes import ModuleOutcome, Status
 
 _KEPT = 256
 
@@ -75,13 +75,14 @@ class ModuleHealth:
         self._counts: Counter[str] = Counter()
         self._last: ModuleOutcome | None = None
 
-    def record(self, outcome: ModuleOutcome) -> None:
-        """Take an outcome into the account."""
+    def record(self, outcome: ModuleOutcome) -> Status | None:
+        """Take an outcome into the account. Returns the status of the one before."""
         with self._lock:
+            before, self._last = self._last, outcome
             self._counts[outcome.status] += 1
-            self._last = outcome
             if outcome.ok:
                 self._seconds.append(outcome.seconds)
+        return None if before is None else before.status
 
     def median_ms(self) -> float | None:
         """Of the module's own answers of late; None before the first."""

@@ -161,8 +161,9 @@ class SLMOrchestrator:
                 await asyncio.wait({ending(look)}, timeout=_LOOK_SECONDS)
 
     def _record(self, outcome: ModuleOutcome) -> None:
-        self._book[outcome.module].record(outcome)
-        if outcome.status not in ("ok", "skipped"):
+        before = self._book[outcome.module].record(outcome)
+        # Once per fault: an open circuit says the same of every message.
+        if outcome.status not in ("ok", "skipped") and outcome.status != before:
             told = {"slm_module": outcome.module, "status": outcome.status}
             told |= {"error": str(outcome.error), "fallback": str(outcome.fallback)}
             _log.warning("a module did not answer", extra=told)

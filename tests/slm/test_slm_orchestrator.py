@@ -1,0 +1,609 @@
+"""The orchestrator over stand-ins: order, limits, faults, recovery, and a loop that is not held."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from slm_stand_ins import StandIn, answer, factory_of
+
+from mlx_companion.errors import DataError, SLMError
+from mlx_companion.runtime.config import load_config
+from mlx_companion.slm.config import SLMConfig
+from mlx_companion.slm.factory import SLMFactory
+from mlx_companion.slm.module import MODULES
+from mlx_companion.slm.orchestrator import SLMOrchestrator
+from mlx_companion.slm.results import ResearchResult
+
+RULE = ResearchResult(False, 0.6, "no keyword", "rule")
+
+
+def configured(**overrides: Any) -> SLMConfig:
+    return load_config(SLMConfig, None, {k.replace("__", "."): v for k, v in overrides.items()})
+
+
+def play(
+    scene: Callable[[SLMOrchestrator], Awaitable[Any]],
+    config: SLMConfig | None = None,
+    factory: SLMFactory | None = None,
+    **modules: StandIn,
+) -> Any:
+    """Run a scene with an orchestrator over stand-ins."""
+
+    async def main() -> Any:
+        own = SLMOrchestrator(config, factory or factory_of(config, **modules))
+        try:
+            return await scene(own)
+        finally:
+            own.close()
+
+    return asyncio.run(main())
+
+
+def raising(error: BaseException) -> Callable[[Any], Any]:
+    def behave(item: Any) -> Any:
+        raise error
+
+    return behave
+
+
+async def hello(own: SLMOrchestrator) -> Any:
+    return await own.run_parallel("hello")
+
+
+@pytest.fixture
+def go() -> Any:
+    """What hanging modules wait for; set at the end, so that no thread is left."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+# The plain case.
+
+
+def test_every_module_answers_a_message() -> None:
+    modules = {name: StandIn(name) for name in MODULES}
+    report = play(hello, **modules)
+    assert list(report) == list(MODULES)
+    assert {o.status for o in report.values()} == {"ok"}
+    assert {o.version for o in report.values()} == {"7"}
+    assert modules["research_classifier"].seen == ["hello"]
+    assert modules["drift_monitor"].seen == [{"text": "hello"}]
+    assert report.degraded == ()
+    json.dumps(report.to_dict(), allow_nan=False)
+
+
+def test_inputs_by_module_run_those_modules() -> None:
+    guard = StandIn("personality_guard")
+    given = {"personality_guard": {"text": "Hi."}, "context_tracker": "hi"}
+    report = play(lambda own: own.run_parallel(given), personality_guard=guard)
+    assert list(report) == ["personality_guard", "context_tracker"]
+    assert guard.seen == [{"text": "Hi."}]
+    report = play(lambda own: own.run_parallel(given, ["context_tracker"]))
+    assert list(report) == ["context_tracker"]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "modules", "told"),
+    [
+        ("hi", ["gard"], "there is no module 'gard'"),
+        ({"personality_gard": "x"}, None, "did you mean 'personality_guard'"),
+        ({"context_tracker": "x"}, ["personality_guard"], "no input was given for personality_g"),
+        (["hi"], None, "got a list; expected a message"),
+    ],
+)
+def test_wrong_calls_are_told(inputs: Any, modules: Any, told: str) -> None:
+    with pytest.raises(SLMError, match=told):
+        play(lambda own: own.run_parallel(inputs, modules))
+
+
+def test_they_run_beside_each_other_up_to_the_limit() -> None:
+    lock, now, most = threading.Lock(), 0, 0
+
+    def behave(item: Any) -> Any:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.05)
+        with lock:
+            now -= 1
+        return None
+
+    def modules() -> dict[str, StandIn]:
+        return {n: StandIn(n, lambda item, n=n: behave(item) or answer(n, item)) for n in MODULES}
+
+    assert play(hello, configured(orchestration__max_parallel=2), **modules()).degraded == ()
+    assert most == 2
+    most = 0
+    play(hello, configured(orchestration__max_parallel=4), **modules())
+    assert most > 2
+    most = 0
+    play(lambda own: own.run_sequential("x"), **modules())
+    assert most == 1
+
+
+def test_in_turn_they_run_in_the_order_asked_for() -> None:
+    order: list[str] = []
+    modules = {n: StandIn(n, lambda item, n=n: order.append(n) or answer(n, item)) for n in MODULES}
+    wanted = ["drift_monitor", "research_classifier", "context_tracker"]
+    report = play(lambda own: own.run_sequential("x", wanted), **modules)
+    assert order == wanted == list(report)
+
+
+# Faults.
+
+
+def test_a_module_that_hangs_is_late_and_the_others_answer(go: threading.Event) -> None:
+    config = configured(modules__context_tracker__timeout=0.1)
+    began = time.perf_counter()
+    report = play(hello, config, context_tracker=StandIn("context_tracker", lambda _: go.wait()))
+    assert time.perf_counter() - began < 5
+    assert report["context_tracker"].status == "timeout"
+    assert report["context_tracker"].result is None
+    assert "0.1 s" in report["context_tracker"].error
+    assert report.degraded == ("context_tracker",)
+
+
+def test_the_total_limit_ends_everything(go: threading.Event) -> None:
+    hangs = {name: StandIn(name, lambda _: go.wait()) for name in MODULES}
+    config = configured(orchestration__total_timeout=0.2)
+    began = time.perf_counter()
+    report = play(hello, config, **hangs)
+    assert time.perf_counter() - began < 2
+    assert {o.status for o in report.values()} == {"timeout"}
+    assert "the message's 0.2 s were used up" in report["drift_monitor"].error
+
+
+def test_in_turn_the_total_limit_holds_too(go: threading.Event) -> None:
+    slow = StandIn("research_classifier", lambda _: go.wait())
+    config = configured(orchestration__total_timeout=0.2, orchestration__failures=1)
+    report = play(lambda own: own.run_sequential("x"), config, research_classifier=slow)
+    assert [o.status for o in report.values()] == ["timeout"] * 4
+
+
+@pytest.mark.parametrize(
+    ("behave", "status", "told"),
+    [
+        (raising(ValueError("boo")), "error", "ValueError: boo"),
+        (raising(SLMError("its weights are gone")), "error", "its weights are gone"),
+        (raising(SystemExit(1)), "error", "SystemExit"),
+        (raising(StopIteration()), "error", "StopIteration"),
+        (lambda _: None, "nonsense", "answered with a NoneType"),
+        (lambda _: answer("drift_monitor", "x"), "nonsense", "not ResearchResult"),
+        (lambda _: replace(RULE, confidence=float("nan")), "nonsense", "confidence is nan"),
+    ],
+)
+def test_the_classifier_falls_back_to_its_rule(behave: Any, status: str, told: str) -> None:
+    broken = StandIn("research_classifier", behave, rules=lambda _: RULE)
+    report = play(hello, research_classifier=broken)
+    outcome = report["research_classifier"]
+    assert (outcome.status, outcome.result, outcome.fallback) == (status, RULE, "keyword rule")
+    assert told in outcome.error
+    assert report.degraded == ("research_classifier",)
+
+
+def test_a_late_guard_falls_back_to_its_rules_unless_told_not_to(go: threading.Event) -> None:
+    def guard() -> StandIn:
+        return StandIn(
+            "personality_guard",
+            lambda _: go.wait(),
+            rules=lambda item: answer("personality_guard", item),
+        )
+
+    late = configured(modules__personality_guard__timeout=0.05)
+    outcome = play(hello, late, personality_guard=guard())["personality_guard"]
+    assert (outcome.status, outcome.fallback) == ("timeout", "rules")
+    assert outcome.result.rewritten_response == "hello"
+    strict = configured(
+        modules__personality_guard__timeout=0.05, orchestration__fallback_on_timeout=False
+    )
+    outcome = play(hello, strict, personality_guard=guard())["personality_guard"]
+    assert (outcome.status, outcome.result, outcome.fallback) == ("timeout", None, None)
+
+
+@pytest.mark.parametrize(
+    ("rules", "told"),
+    [
+        (raising(ValueError("rules too")), "its fallback: ValueError: rules too"),
+        (lambda _: "nonsense", "its fallback: personality_guard answered with a str"),
+        (lambda _: time.sleep(0.5), "its fallback: no answer within 0.05 s"),
+    ],
+)
+def test_a_fallback_that_fails_as_well_breaks_nothing(rules: Any, told: str) -> None:
+    broken = StandIn("personality_guard", raising(ValueError("boo")), rules)
+    config = configured(orchestration__fallback_timeout=0.05)
+    outcome = play(hello, config, personality_guard=broken)["personality_guard"]
+    assert (outcome.status, outcome.result, outcome.fallback) == ("error", None, None)
+    assert outcome.error.startswith("ValueError: boo; ")
+    assert told in outcome.error
+
+
+def test_a_module_that_cannot_be_loaded_is_unavailable_then_left_alone() -> None:
+    factory = factory_of()
+    builds = []
+
+    def damaged() -> Any:
+        builds.append(1)
+        raise SLMError("weights.safetensors was changed or damaged; restore the pack")
+
+    factory.register_module("context_tracker", damaged)
+
+    async def scene(own: SLMOrchestrator) -> Any:
+        return [await own.run_parallel("x"), await own.run_parallel("x"), own.status()]
+
+    first, second, status = play(scene, factory=factory)
+    assert first["context_tracker"].status == "unavailable"
+    assert "restore the pack" in first["context_tracker"].error
+    assert second["context_tracker"].status == "open"
+    assert "restore the pack" in second["context_tracker"].error
+    assert len(builds) == 1
+    assert {one.module: one.state for one in status}["context_tracker"] == "broken"
+    assert first["research_classifier"].ok
+
+
+def test_a_module_that_is_mended_comes_back() -> None:
+    factory = factory_of()
+    attempts = []
+
+    def flaky() -> StandIn:
+        attempts.append(1)
+        if len(attempts) < 3:
+            raise OSError("no route to host")
+        return StandIn("context_tracker")
+
+    factory.register_module("context_tracker", flaky)
+    config = configured(orchestration__reset_seconds=0.01, orchestration__max_reset_seconds=0.02)
+
+    async def scene(own: SLMOrchestrator) -> list[str]:
+        seen = []
+        for _ in range(6):
+            seen.append((await own.run_parallel("x"))["context_tracker"].status)
+            await asyncio.sleep(0.05)
+        return seen
+
+    assert play(scene, config, factory) == ["unavailable"] * 2 + ["ok"] * 4
+
+
+def test_repeated_failure_opens_the_circuit_and_it_closes_again() -> None:
+    calls = []
+
+    def behave(item: Any) -> Any:
+        calls.append(item)
+        if len(calls) <= 3:
+            raise ValueError("boo")
+        return answer("research_classifier", item)
+
+    config = configured(orchestration__failures=3, orchestration__reset_seconds=0.2)
+
+    async def scene(own: SLMOrchestrator) -> list[str]:
+        seen = [(await own.run_parallel("x"))["research_classifier"].status for _ in range(5)]
+        await asyncio.sleep(0.25)
+        seen += [(await own.run_parallel("x"))["research_classifier"].status for _ in range(2)]
+        return seen
+
+    module = StandIn("research_classifier", behave)
+    seen = play(scene, config, research_classifier=module)
+    assert seen == ["error"] * 3 + ["open"] * 2 + ["ok"] * 2
+    assert len(calls) == 5
+
+
+def test_a_wrong_input_is_not_the_modules_fault() -> None:
+    wrong = StandIn("context_tracker", raising(DataError("expected a text", field="text")))
+
+    async def scene(own: SLMOrchestrator) -> Any:
+        return [(await own.run_parallel("x"))["context_tracker"] for _ in range(6)]
+
+    assert {one.status for one in play(scene, context_tracker=wrong)} == {"error"}
+
+
+def test_hung_threads_are_counted_and_bounded(go: threading.Event) -> None:
+    config = configured(
+        modules__context_tracker__timeout=0.02,
+        orchestration__max_abandoned=2,
+        orchestration__failures=100,
+        orchestration__reset_seconds=0.001,
+        orchestration__max_reset_seconds=0.001,
+    )
+
+    async def scene(own: SLMOrchestrator) -> Any:
+        before = threading.active_count()
+        seen = [(await own.run_parallel("x"))["context_tracker"].status for _ in range(20)]
+        hung = {one.module: one.abandoned for one in own.status()}
+        grown = threading.active_count() - before
+        go.set()
+        await asyncio.sleep(0.1)
+        later = (await own.run_parallel("x"))["context_tracker"].status
+        return seen, hung, grown, later
+
+    module = StandIn(
+        "context_tracker",
+        lambda item: answer("context_tracker", item) if go.is_set() else go.wait(),
+    )
+    seen, hung, grown, later = play(scene, config, context_tracker=module)
+    assert seen[:2] == ["timeout", "timeout"]
+    assert set(seen[2:]) == {"open"}
+    assert hung["context_tracker"] == 2
+    # Two that hang, one for each other module, one for fallbacks and one for the machine.
+    assert grown <= 2 + 3 + 2
+    assert later == "ok"
+
+
+def test_cancelling_calls_off_what_has_not_begun(go: threading.Event) -> None:
+    drift = StandIn("drift_monitor")
+    slow = StandIn("research_classifier", lambda item: go.wait(5) and None)
+
+    async def scene(own: SLMOrchestrator) -> Any:
+        await own.start()
+        task = asyncio.create_task(own.run_sequential("x"))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return own.status()
+
+    config = configured(modules__research_classifier__timeout=2)
+    status = play(scene, config, research_classifier=slow, drift_monitor=drift)
+    assert drift.seen == []
+    assert {one.breaker.state for one in status} == {"closed"}
+    assert sum(one.counts.get("ok", 0) for one in status) == 0
+
+
+def test_many_messages_at_once_all_get_their_own_answers() -> None:
+    async def scene(own: SLMOrchestrator) -> Any:
+        texts = [f"message {i}" for i in range(60)]
+        return texts, await asyncio.gather(*(own.run_parallel(text) for text in texts))
+
+    texts, reports = play(scene)
+    assert [r.result("personality_guard").original_response for r in reports] == texts
+    assert all(not r.degraded for r in reports)
+
+
+# Loading.
+
+
+def test_a_message_does_not_wait_for_loading_unless_told_to() -> None:
+    def slow() -> StandIn:
+        time.sleep(0.3)
+        return StandIn("context_tracker")
+
+    async def scene(own: SLMOrchestrator) -> Any:
+        own.factory.register_module("context_tracker", slow)
+        first = await own.run_parallel("x")
+        loading = {one.module: one.state for one in own.status()}
+        await asyncio.sleep(0.5)
+        return first, loading, await own.run_parallel("x")
+
+    first, loading, second = play(scene, configured(orchestration__load_timeout=0.01))
+    assert first["context_tracker"].status == "loading"
+    assert loading["context_tracker"] == "loading"
+    assert second["context_tracker"].status == "ok"
+
+    async def patient(own: SLMOrchestrator) -> Any:
+        own.factory.register_module("context_tracker", slow)
+        return await own.run_parallel("x")
+
+    report = play(patient, configured(orchestration__total_timeout=0.2))
+    assert report["context_tracker"].status == "ok"
+    assert report.load_seconds >= 0.25
+
+
+def test_start_loads_and_says_what_is_wrong() -> None:
+    factory = factory_of()
+    factory.register_module("drift_monitor", lambda: 1 / 0)
+
+    async def scene(own: SLMOrchestrator) -> Any:
+        return await own.start(), own.get_execution_plan()
+
+    failures, plan = play(scene, factory=factory)
+    assert failures == {"drift_monitor": "ZeroDivisionError: division by zero"}
+    assert [step.module for step in plan.steps] == list(MODULES[:3])
+    assert all(step.loaded for step in plan.steps)
+
+
+# Plans.
+
+
+def test_the_plan_says_what_runs() -> None:
+    config = configured(
+        orchestration__max_parallel=2,
+        modules__context_tracker__enabled=False,
+        modules__drift_monitor__batch_size=4,
+    )
+    plan = play(_plan, config)
+    assert plan.groups == (("research_classifier", "personality_guard"), ("drift_monitor",))
+    assert [one.module for one in plan.skipped] == ["context_tracker"]
+    assert plan.steps[0].fallback == "keyword rule"
+    assert plan.steps[2].fallback is None
+    assert plan.steps[2].batch_size == 4
+    assert plan.expected_ms <= 50 + 20 + 100
+    assert json.loads(json.dumps(plan.to_dict()))["groups"][1] == ["drift_monitor"]
+    text = plan.text()
+    assert "context_tracker: switched off" in text
+    assert "research_classifier: 50 ms, at most 0.5 s, loads first, else keyword rule" in text
+
+
+async def _plan(own: SLMOrchestrator) -> Any:
+    return own.get_execution_plan()
+
+
+def test_a_plan_in_turn_has_a_group_for_each_and_adds_up() -> None:
+    async def scene(own: SLMOrchestrator) -> Any:
+        return own.get_execution_plan(["drift_monitor", "personality_guard"], "sequential")
+
+    plan = play(scene)
+    assert plan.groups == (("drift_monitor",), ("personality_guard",))
+    assert plan.expected_ms == 120
+
+
+def test_planning_starts_nothing_and_counts_nothing() -> None:
+    module = StandIn("drift_monitor")
+
+    async def scene(own: SLMOrchestrator) -> Any:
+        for _ in range(5):
+            own.get_execution_plan()
+        return (await own.run_parallel("x"))["drift_monitor"].status
+
+    config = configured(modules__drift_monitor__frequency=3)
+    assert play(scene, config, drift_monitor=module) == "ok"
+    assert len(module.seen) == 1
+
+
+def test_frequency_runs_a_module_on_every_nth_message() -> None:
+    async def scene(own: SLMOrchestrator) -> Any:
+        return [(await own.run_parallel("x"))["drift_monitor"] for _ in range(7)]
+
+    outcomes = play(scene, configured(modules__drift_monitor__frequency=3))
+    assert [one.status for one in outcomes] == ["ok", "skipped", "skipped"] * 2 + ["ok"]
+    assert outcomes[1].error == "runs on one message in 3"
+
+
+def test_modules_that_share_a_backbone_share_its_pass() -> None:
+    class Backbone:
+        name = "tiny"
+
+    modules = {name: StandIn(name) for name in MODULES}
+    for name in ("research_classifier", "drift_monitor"):
+        modules[name].backbone = Backbone()  # type: ignore[attr-defined]
+
+    async def scene(own: SLMOrchestrator) -> Any:
+        await own.start()
+        return own.get_execution_plan()
+
+    plan = play(scene, **modules)
+    assert plan.shared_passes == {"tiny": ("research_classifier", "drift_monitor")}
+    assert "one pass of tiny for research_classifier, drift_monitor" in plan.text()
+
+
+def test_pressure_skips_what_can_wait_and_is_in_the_plan() -> None:
+    config = configured(resources__memory_ceiling_mb=1.0)
+
+    async def scene(own: SLMOrchestrator) -> Any:
+        await own.start()
+        return own.get_execution_plan(), await own.run_parallel("x")
+
+    plan, report = play(scene, config)
+    assert {one.module for one in plan.skipped} == {"context_tracker", "drift_monitor"}
+    assert plan.scale < 0.3
+    assert "over the ceiling" in plan.pressure
+    assert [o.status for o in report.values()] == ["ok", "ok", "skipped", "skipped"]
+    assert report.degraded == ()
+
+
+def test_expected_cost_is_learned() -> None:
+    def slow(item: Any) -> Any:
+        time.sleep(0.03)
+        return answer("personality_guard", item)
+
+    async def scene(own: SLMOrchestrator) -> Any:
+        for _ in range(3):
+            await own.run_parallel("x")
+        return own.get_execution_plan()
+
+    plan = play(scene, personality_guard=StandIn("personality_guard", slow))
+    assert {s.module: s.expected_ms for s in plan.steps}["personality_guard"] >= 30
+
+
+def test_status_shows_latencies_and_counts() -> None:
+    broken = StandIn("context_tracker", raising(ValueError("boo")))
+
+    async def scene(own: SLMOrchestrator) -> Any:
+        for _ in range(2):
+            await own.run_parallel("x")
+        return {one.module: one for one in own.status()}
+
+    status = play(scene, configured(modules__drift_monitor__enabled=False), context_tracker=broken)
+    assert status["research_classifier"].counts == {"ok": 2}
+    assert status["research_classifier"].median_ms > 0
+    assert status["context_tracker"].counts == {"error": 2}
+    assert status["context_tracker"].median_ms is None
+    assert status["context_tracker"].last.error == "ValueError: boo"
+    assert status["drift_monitor"].state == "off"
+    json.dumps([one.to_dict() for one in status.values()], allow_nan=False)
+
+
+# The event loop.
+
+
+class Pauses:
+    """How long the loop was held, in terms that a busy machine does not change.
+
+    A pause counts by what else went on in it: the milliseconds that a plain thread ticked (the
+    loop waited while others could run), or the CPU time that this process used (something kept
+    the interpreter). Of a process that simply was not scheduled neither goes on.
+    """
+
+    def __init__(self) -> None:
+        self.longest = 0.0
+        self._ticks = 0
+        self._stop = threading.Event()
+
+    async def during(self, work: Awaitable[Any]) -> float:
+        """The longest pause (seconds) of the loop while `work` runs."""
+        control = threading.Thread(target=self._tick)
+        control.start()
+        watching = asyncio.create_task(self._watch())
+        await asyncio.sleep(0.01)
+        await work
+        self._stop.set()
+        await watching
+        control.join()
+        return self.longest
+
+    def _tick(self) -> None:
+        while not self._stop.wait(0.001):
+            self._ticks += 1
+
+    async def _watch(self) -> None:
+        while not self._stop.is_set():
+            ticks, cpu = self._ticks, time.process_time()
+            await asyncio.sleep(0.001)
+            went_on = max((self._ticks - ticks) * 0.001, time.process_time() - cpu)
+            self.longest = max(self.longest, went_on)
+
+
+def _spin(item: Any) -> Any:
+    """Keeps the interpreter busy, as a module of plain Python does."""
+    end = time.thread_time() + 0.06
+    while time.thread_time() < end:
+        sum(range(100))
+    return answer("research_classifier", item)
+
+
+def test_the_event_loop_is_never_held() -> None:
+    modules = {
+        "research_classifier": StandIn("research_classifier", _spin),
+        "personality_guard": StandIn("personality_guard", raising(ValueError("boo"))),
+        "context_tracker": StandIn(
+            "context_tracker",
+            lambda item: time.sleep(0.3) or answer("context_tracker", item),
+        ),
+        "drift_monitor": StandIn("drift_monitor", lambda _: time.sleep(0.2)),
+    }
+    config = configured(
+        modules__context_tracker__timeout=0.1, modules__research_classifier__timeout=5
+    )
+
+    async def scene(own: SLMOrchestrator) -> list[float]:
+        await own.start()
+        return [await Pauses().during(own.run_parallel(f"m {i}")) for i in range(5)]
+
+    assert min(play(scene, config, **modules)) < 0.02
+
+
+def test_the_measure_sees_a_loop_that_waits_and_one_that_is_kept() -> None:
+    async def wait() -> None:
+        time.sleep(0.2)
+
+    async def keep() -> None:
+        await asyncio.to_thread(lambda: sum(range(10_000_000)))
+
+    assert asyncio.run(Pauses().during(wait())) >= 0.03
+    assert asyncio.run(Pauses().during(keep())) >= 0.03
