@@ -1,10 +1,11 @@
 """A personality profile: how the companion speaks, written in YAML and checkable rule by rule.
 
 A profile holds the system prompt that is served with every chat, variants of it that give
-generation more diversity, and the rules that a reply must keep, each with its parameters. The
-packaged profile is `profiles/default.yaml`; copy it to write your own::
+generation more diversity, the rules that a reply must keep, each with its parameters, and what the
+personality guard enforces. Archetypes come with the package; copy one to write your own::
 
-    profile = load_profile()              # the packaged default
+    profile = load_profile()              # profiles/default.yaml: calm, plain and short
+    profile = load_profile("dry_wit")     # one of packaged_profiles()
     profile = load_profile("mine.yaml")   # a file of yours
 
 Keys, rules and parameters that do not exist are errors that name the nearest known one.
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_companion.errors import ConfigError
+from mlx_companion.personality.guard_settings import GuardSettings
 from mlx_companion.personality.rules import RULES
 from mlx_companion.runtime.config import load_config, nearest
 
@@ -37,6 +39,7 @@ class Profile:
         system_prompt: what the model is told; it is served with every chat, so keep it short.
         prompt_variants: other wordings of it, used only while samples are generated.
         rules: rule name -> its parameters, in the order in which they are reported.
+        guard: what the personality guard enforces; see `GuardSettings`.
 
     Raises:
         ConfigError: an empty name or prompt, an unknown rule or parameter, or a bad value.
@@ -47,6 +50,7 @@ class Profile:
     system_prompt: str = ""
     prompt_variants: tuple[str, ...] = ()
     rules: dict[str, dict[str, Any]] = field(default_factory=dict)
+    guard: GuardSettings = field(default_factory=GuardSettings)
 
     def __post_init__(self) -> None:
         prompts = tuple(_one_line(one) for one in (self.system_prompt, *self.prompt_variants))

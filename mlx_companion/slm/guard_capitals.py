@@ -1,0 +1,254 @@
+"""Capitals for excitement: AMAZING and SOOO, and not NASA, MAX_SIZE, `SELECT` or WARNING labels.
+
+A word in capitals is a shout when it is an ordinary word of English (`personality.lexicon`) or an
+interjection, and nothing says otherwise: a heading, a label, a key on a keyboard, a keyword of
+SQL, an acronym that is spelled like a word. Contrasts and warnings ("do NOT unplug it") are shouts
+only beside a shout.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from itertools import pairwise
+
+from mlx_companion.personality.lexicon import is_word, ordinary_case
+from mlx_companion.slm.guard_text import NOT_OWN, Draft, Finding, GuardRules
+
+CAPS_ENTHUSIASM = "caps_enthusiasm"
+_U = "A-Z\u00c0-\u00d6\u00d8-\u00de"
+_TOKEN = re.compile(
+    rf"(?<![^\W_])(?<!\w['\u2019])(?:[{_U}]+(?:['\u2019][{_U}]+)+|[{_U}]{{2,}}|[AI])(?![^\W_])"
+)
+_STRETCHED = re.compile(r"(.)\1{2,}")
+_ROMAN = re.compile(r"M{0,3}(?:CM|CD|D?C{0,3})(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3})")
+_ATTACHED_BEFORE = "_@#$\\/=%+<{~&^|"
+_ATTACHED_AFTER = "_@#$\\/=%+({[<&^|~"
+_EXCITED_LINE = frozenset(
+    "i you we my your so love yes wow best happy proud this that is are was it's i'm you're".split()
+)
+_SQL = frozenset("select where join having group insert values delete create".split())
+_TECHNICAL = re.compile(
+    r"\b(?:SQL|HTTP|API|REST|query|queries|database|boolean|operator|endpoint|keyboard|shortcut)\b",
+    re.IGNORECASE,
+)
+_DEFINES = re.compile(r"\b(?:stands for|acronym|abbreviat\w+|short for|mnemonic)\b", re.IGNORECASE)
+
+
+@dataclass
+class _Token:
+    """One word in capitals; `role` is shout, acronym, emphatic, label, keyword, plain or none."""
+
+    start: int
+    end: int
+    word: str
+    role: str = ""
+
+
+def find_capitals(draft: Draft, rules: GuardRules) -> list[Finding]:
+    """Every word that is in capitals for excitement, with its ordinary case.
+
+    Args:
+        draft: the reply.
+        rules: acronyms, labels and the like.
+    """
+    tokens = [
+        _Token(found.start(), found.end(), _plain(found.group()))
+        for found in _TOKEN.finditer(draft.own)
+        if not draft.markup.touches(found.start(), found.end(), ("heading", "table"))
+    ]
+    for token in tokens:
+        token.role = _role(draft, rules, token)
+    _settle(draft, tokens)
+    return [
+        Finding(CAPS_ENTHUSIASM, one.start, one.end, {"after": lowered(draft, one.start, one.end)})
+        for one in tokens
+        if one.role == "shout" and len(one.word) > 1
+    ]
+
+
+def _plain(word: str) -> str:
+    return word.replace("\u2019", "'").lower()
+
+
+def _role(draft: Draft, rules: GuardRules, token: _Token) -> str:
+    word, lists = token.word, rules.capitals
+    if len(word) == 1:
+        return "single"
+    if _attached(draft, token):
+        return "none"
+    if _STRETCHED.search(word):
+        return "shout" if _stretched(rules, word) else "none"
+    if word in lists["interjections"]:
+        return "shout"
+    if not is_word(word):
+        return "shout" if _coined(word) else "none"
+    roman = _ROMAN.fullmatch(word.upper()) and word not in ("mix", "did")
+    if roman or _heads_line(draft, token) or _on_screen(draft, rules, token):
+        return "none"
+    if word in lists["acronyms"] or _defined(draft, token):
+        return "acronym"
+    if word in lists["keywords"] and _in_keywords(draft, rules, token):
+        return "none"
+    if word in lists["emphatic"]:
+        return "emphatic"
+    return "label" if word in lists["labels"] else "shout"
+
+
+def _attached(draft: Draft, token: _Token) -> bool:
+    text = draft.text
+    before, after = text[token.start - 1 : token.start], text[token.end : token.end + 1]
+    if before and before in _ATTACHED_BEFORE and not _emphasis(text, token.start - 1, -1):
+        return True
+    if after and after in _ATTACHED_AFTER and not _emphasis(text, token.end, 1):
+        return True
+    if before in ("-", ":", ".", "\u2011") and text[token.start - 2 : token.start - 1].isalnum():
+        return not (before == "-" and _shouted_part(text, token.start - 1, -1))
+    if after in ("-", ":", ".", "\u2011") and text[token.end + 1 : token.end + 2].isalnum():
+        return not (after == "-" and _shouted_part(text, token.end, 1))
+    listed = text[max(0, token.start - 10) : token.start].upper()
+    return bool(re.search(r"(?:NYSE|NASDAQ|LSE|TICKER):?\s*$", listed))
+
+
+def _emphasis(text: str, at: int, step: int) -> bool:
+    # `_SO_` is emphasis where the underscore has no letter on its other side.
+    return text[at] in "_~" and not text[at + step : at + step + 1].isalnum() and at + step >= 0
+
+
+def _shouted_part(text: str, hyphen: int, step: int) -> bool:
+    near = text[hyphen + 1 : hyphen + 30] if step > 0 else text[max(0, hyphen - 30) : hyphen]
+    parts = re.findall(r"[^\W_]+", near)
+    part = (parts[0] if step > 0 else parts[-1]) if parts else ""
+    return len(part) > 1 and part.isupper() and is_word(part)
+
+
+def _stretched(rules: GuardRules, word: str) -> bool:
+    if len(set(word)) == 1:
+        return word[0] in "oah" and len(word) > 3
+    once, twice = _STRETCHED.sub(r"\1", word), _STRETCHED.sub(r"\1\1", word)
+    known = rules.capitals["interjections"]
+    return any(is_word(one) or one in known for one in (once, twice)) or _mostly_vowel(word)
+
+
+def _mostly_vowel(word: str) -> bool:
+    return sum(letter in "aeiouh" for letter in word) * 2 > len(word) and len(word) > 4
+
+
+_ENDINGS = ("ing", "tastic", "licious", "ously", "ingly", "tacular", "azing", "some", "ful", "edly")
+
+
+def _coined(word: str) -> bool:
+    return len(word) > 7 and word.isalpha() and word.endswith(_ENDINGS)
+
+
+def _heads_line(draft: Draft, token: _Token) -> bool:
+    """A label ("PROS: ...") or a line that is a heading without being marked as one."""
+    start, end = draft.line(token.start)
+    if token.start - start > 100:
+        return False
+    line = draft.text[start : min(end, start + 200)].strip()
+    left = draft.text[start : token.start].strip(" \t*_#>-+\u2022.)[(0123456789")
+    right = draft.text[token.end : min(end, token.end + 60)]
+    if re.match(r"(?:\s+[A-Z0-9]+){0,4}\s*[\])]?(?:\*{1,3}|_{1,2})?:", right):
+        if not left or left.isupper():
+            return True
+    if len(line) > 80 or "!" in line or not line.upper() == line:
+        return False
+    words = set(re.findall(r"[a-z']+", line.lower()))
+    return not words & _EXCITED_LINE and line[-1] not in ".?"
+
+
+def _on_screen(draft: Draft, rules: GuardRules, token: _Token) -> bool:
+    context = rules.capitals["context"]
+    before = draft.words_before(token.start, 2)
+    after = [word for word in draft.words_after(token.end, 1)]
+    if any(word in context for word in after):
+        return not token.word.endswith("ly") and token.word not in _NEVER_NAMES
+    near = [word for word in before if word in context]
+    return bool(near) and token.word not in _NEVER_NAMES
+
+
+_NEVER_NAMES = frozenset("so very really this that such amazing love best".split())
+
+
+def _defined(draft: Draft, token: _Token) -> bool:
+    text = draft.text
+    bracketed = (
+        text[token.start - 1 : token.start] == "(" and text[token.end : token.end + 1] == ")"
+    )
+    before = draft.text[max(0, token.start - 60) : token.start - 1]
+    initials = "".join(word[0] for word in re.findall(r"[^\W\d_]+", before))[-len(token.word) :]
+    if bracketed and initials.lower() == token.word:
+        return True
+    first, last = draft.sentence(token.start)
+    near = (max(first, token.start - 200), min(last, token.end + 200))
+    return _DEFINES.search(text, *near) is not None
+
+
+def _in_keywords(draft: Draft, rules: GuardRules, token: _Token) -> bool:
+    first, last = draft.sentence(token.start)
+    near = draft.own[max(first, token.start - 200) : min(last, token.end + 200)]
+    shouted = {_plain(found.group()) for found in _TOKEN.finditer(near)}
+    keywords = shouted & rules.capitals["keywords"]
+    if keywords & _SQL and len(keywords) > 1:
+        return True
+    window = draft.text[max(0, token.start - 400) : token.end + 400]
+    return _TECHNICAL.search(window) is not None or draft.markup.holds("code")
+
+
+def _settle(draft: Draft, tokens: list[_Token]) -> None:
+    """Emphatic words and acronyms of a shout belong to it, and labels do in their sentence."""
+    for previous, token in pairwise(tokens):
+        _spread(draft, previous, token)
+    for following, token in pairwise(reversed(tokens)):
+        _spread(draft, following, token)
+    loud = {draft.sentence(one.start) for one in tokens if one.role == "shout"}
+    run = _runs(draft, tokens)
+    for token in tokens:
+        span = draft.sentence(token.start)
+        ends = draft.own[max(span[0], span[1] - 200) : span[1]].rstrip("\"'\u201d*_) \n")
+        excited = span in loud or (ends.endswith("!") and not _warns(ends))
+        if token.role in ("emphatic", "label") and (excited or run.get(token.start, 0) > 2):
+            token.role = "shout"
+
+
+def _warns(sentence: str) -> bool:
+    return bool(re.search(r"\b(?:[Dd]o NOT|DO NOT|MUST|NEVER [a-z]+)\b", sentence))
+
+
+def _spread(draft: Draft, source: _Token, token: _Token) -> None:
+    first, second = sorted((source, token), key=lambda one: one.start)
+    between = draft.text[first.end : second.start]
+    near = len(between) <= 3 and not between.strip(" ,-*_") and "\n" not in between
+    if near and source.role == "shout" and token.role in ("acronym", "emphatic", "label", "single"):
+        token.role = "shout"
+
+
+def _runs(draft: Draft, tokens: list[_Token]) -> dict[int, int]:
+    """Start of a token -> how many tokens follow each other without other words."""
+    lengths: dict[int, int] = {}
+    run: list[_Token] = []
+    for token in tokens:
+        if run and draft.text[run[-1].end : token.start].strip(" ,'\u2019-*_"):
+            lengths |= dict.fromkeys((one.start for one in run), len(run))
+            run = []
+        run.append(token)
+    return lengths | dict.fromkeys((one.start for one in run), len(run))
+
+
+def lowered(draft: Draft, start: int, end: int) -> str:
+    """The word at [start, end) in its ordinary case, with a capital where a sentence begins."""
+    word = draft.text[start:end]
+    plain = _STRETCHED.sub(r"\1", word) if is_word(_STRETCHED.sub(r"\1", word)) else word
+    if not _STRETCHED.search(word):
+        plain = word
+    calm = ordinary_case(plain) or plain.lower()
+    return calm[:1].upper() + calm[1:] if begins_sentence(draft, start) else calm
+
+
+def begins_sentence(draft: Draft, position: int) -> bool:
+    """Tell whether a sentence, line or list item begins at `position`."""
+    start, _ = draft.line(position)
+    left = draft.text[max(start, position - 100) : position].rstrip(" \t*_\"'\u201c\u2018([~")
+    left = re.sub(r"^[\s>]*(?:[-*+\u2022]|\d{1,3}[.)]|#{1,6})?\s*", "", left[-80:])
+    return not left or left[-1] in ".!?\u2026:" and not left.endswith((":", "...", "\u2026"))

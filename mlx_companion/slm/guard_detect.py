@@ -1,0 +1,58 @@
+"""All rules of a profile over one reply: the findings, in the order in which edits are made."""
+
+from __future__ import annotations
+
+from mlx_companion.personality.guard_settings import GuardSettings
+from mlx_companion.slm.guard_actions import find_actions
+from mlx_companion.slm.guard_capitals import find_capitals
+from mlx_companion.slm.guard_filler import find_filler
+from mlx_companion.slm.guard_marks import find_emoji, find_exclamations
+from mlx_companion.slm.guard_names import find_name_overuse
+from mlx_companion.slm.guard_text import Draft, Finding, GuardRules
+from mlx_companion.slm.guard_tone import ToneHead, find_tone
+from mlx_companion.slm.guard_topics import find_phrases, find_topic, topic_rule
+
+
+class Detector:
+    """The rules of a profile, compiled.
+
+    Args:
+        settings: what the profile enforces.
+        rules: the word lists.
+        tone: the trained head; None judges tone by patterns alone.
+    """
+
+    def __init__(
+        self, settings: GuardSettings, rules: GuardRules, tone: ToneHead | None = None
+    ) -> None:
+        self.settings = settings
+        self.rules = rules
+        self.tone = tone
+        self._topics = {
+            topic: topic_rule(topic, one, rules) for topic, one in settings.topics.items()
+        }
+
+    def enumerable(self, draft: Draft) -> list[Finding]:
+        """Findings of the rules that need no judgement."""
+        settings, rules = self.settings, self.rules
+        found: list[Finding] = []
+        if settings.no_asterisk_actions:
+            found += find_actions(draft, rules)
+        found += find_phrases(draft, settings.phrases)
+        if settings.no_servile_filler:
+            found += find_filler(draft)
+        for topic, rule in self._topics.items():
+            found += find_topic(draft, topic, rule)
+        if settings.max_name_uses is not None:
+            found += find_name_overuse(draft, settings.max_name_uses)
+        if settings.no_excited_capitals:
+            found += find_capitals(draft, rules)
+        if settings.max_exclamations is not None:
+            found += find_exclamations(draft, rules, settings.max_exclamations)
+        if settings.max_emoji is not None:
+            found += find_emoji(draft, settings.max_emoji)
+        return found
+
+    def tonal(self, draft: Draft) -> list[Finding]:
+        """Findings of tone: sentences that cheer."""
+        return find_tone(draft, self.tone) if self.settings.no_cheerleading else []

@@ -1,0 +1,147 @@
+"""Exclamation marks and emoji: which ones count, and which are over the limit.
+
+A mark counts when it ends something that is said. `!=`, `![image]`, `!important`, `5! = 120`,
+`sudo !!`, "Yahoo!" and the exclamations of people who are quoted do not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from mlx_companion.slm.guard_text import NOT_OWN, Draft, Finding, GuardRules
+
+EXCLAMATION_OVERUSE = "exclamation_overuse"
+EMOJI_OVERUSE = "emoji_overuse"
+_MARKS = re.compile(r"[!\uff01\u2757\u2755\u203c\ufe57]")
+_RUN = re.compile(r"[!?\uff01\uff1f\u203c\ufe57]+")
+_CLOSING = "\"'\u201d\u2019)]}*_~\u00bb"
+_ODD_TOKEN = re.compile(r"[@#$%^&+=~\\|<>]")
+_FACTORIAL = re.compile(r"\s*(?:[=+\-*/^<>\u00d7\u00f7\u2248)\]]|(?:is|equals|means|ways|grows)\b)")
+_ABOUT_MARK = frozenset(["the", "a", "operator", "symbol", "prefix", "an", "use", "using", "with"])
+# A pictograph with its skin tone, joined parts and variation sign; a flag; a keycap.
+EMOJI = re.compile(
+    "(?:[\U0001f1e6-\U0001f1ff]{2}|[0-9#*]\ufe0f?\u20e3|"
+    "[\U0001f000-\U0001f1e5\U0001f200-\U0001faff\u2600-\u26ff\u2728\u2764\u2763\u270a-\u270d\u2705"
+    "\u2b50\u2b55\u2b1b\u2b1c\u2753-\u2755\u2757]\ufe0f?[\U0001f3fb-\U0001f3ff]?"
+    "(?:\u200d[\U0001f000-\U0001faff\u2600-\u27bf]\ufe0f?[\U0001f3fb-\U0001f3ff]?){0,6})"
+)
+# Signs of state and typography, not of feeling.
+_SIGNS = frozenset(
+    "\u2611\u2610\u2612\u2605\u2606\u2660\u2663\u2665\u2666\u2600\u26a0\u2640\u2642\u267b"
+)
+
+
+def exclamations(draft: Draft, rules: GuardRules) -> list[int]:
+    """Positions of the exclamation marks that count, in order.
+
+    Args:
+        draft: the reply.
+        rules: names that end in the mark.
+    """
+    places = [found.start() for found in _MARKS.finditer(draft.own)]
+    if not places:
+        return []
+    named = _named(draft, rules.names_with_mark)
+    return [at for at in places if at not in named and _counts(draft, at)]
+
+
+def find_exclamations(draft: Draft, rules: GuardRules, limit: int) -> list[Finding]:
+    """The exclamation marks over `limit`; the first ones are kept.
+
+    A doubled mark keeps the limit of 1 only when it loses its second half.
+    """
+    return [Finding(EXCLAMATION_OVERUSE, at, at + 1) for at in exclamations(draft, rules)[limit:]]
+
+
+def _named(draft: Draft, names: Iterable[str]) -> set[int]:
+    places = set()
+    for name in names:
+        at = draft.text.find(name)
+        while at >= 0:
+            places |= {at + i for i, character in enumerate(name) if character == "!"}
+            at = draft.text.find(name, at + len(name))
+    return places
+
+
+def _counts(draft: Draft, at: int) -> bool:
+    text = draft.text
+    if text[at] in "\u2757\u2755":
+        return False
+    before, after = text[at - 1 : at] if at else "", text[at + 1 : at + 2]
+    if after in ("=", "[", "$") and after:
+        return False
+    if after and after in "!?\uff01":
+        return _counts_in_run(draft, at)
+    if after.isalnum() or after in ("_", "-", "/", ":", "(") and after:
+        joined = before.isalpha() and before.islower() and after.isupper()
+        return bool(joined) or (after in "-(" and before.isalpha() and _ends_word(draft, at, after))
+    if not before or before.isspace():
+        return _set_apart(draft, at, after)
+    return not (_is_factorial(text, at) or _is_command(text, at))
+
+
+def _counts_in_run(draft: Draft, at: int) -> bool:
+    text = draft.text
+    start = at
+    while start and text[start - 1] in "!?\uff01":
+        start -= 1
+    before = text[max(0, start - 6) : start]
+    # `sudo !!` and a bare `!!` are history expansion of a shell.
+    alone = not before.strip() or before.rstrip() != before
+    return not (alone and (before.strip().endswith("sudo") or _set_off_word(draft, start)))
+
+
+def _set_off_word(draft: Draft, start: int) -> bool:
+    found = _RUN.match(draft.text, start)
+    after = draft.text[found.end() : found.end() + 30] if found else ""
+    return after[:1] == " " and after[1:2].islower()
+
+
+def _ends_word(draft: Draft, at: int, after: str) -> bool:
+    # `println!("x")` is a macro, "wow!(really)" a missing space.
+    return after == "-" and draft.text[at + 2 : at + 3] in ("-", " ")
+
+
+def _set_apart(draft: Draft, at: int, after: str) -> bool:
+    if draft.words_before(at, 1) and draft.words_before(at, 1)[-1] in _ABOUT_MARK:
+        return False
+    following = draft.text[at + 1 : at + 3].strip()[:1]
+    return bool(draft.text[max(0, at - 3) : at].strip()) and not following.islower()
+
+
+def _is_factorial(text: str, at: int) -> bool:
+    word = re.search(r"[\w)\]]{1,20}$", text[max(0, at - 20) : at])
+    number = word is not None and (word[0].isdigit() or word[0] in ("n", "k", "m", "r", "x"))
+    if word is None or not number:
+        bracket = text[at - 1] in ")]" and _FACTORIAL.match(text, at + 1)
+        return bool(bracket and text[at + 1 : at + 3].strip()[:1] in ("=", "/", "*"))
+    return not word[0].isdigit() or _FACTORIAL.match(text, at + 1) is not None
+
+
+def _is_command(text: str, at: int) -> bool:
+    token = re.search(r"\S{1,40}$", text[max(0, at - 40) : at])
+    word = token[0] if token else ""
+    if word.startswith(":") and 1 < len(word) < 6:
+        return True
+    following = text[at + 1 : at + 8].lstrip().lower()
+    if following.startswith("macro"):
+        return True
+    # A password such as `P@ss#1!`: signs between letters. Emphasis around a word is none.
+    core = word.strip("*_~()[]\"'\u201c\u201d#@$")
+    return _ODD_TOKEN.search(core) is not None and any(letter.isalpha() for letter in core)
+
+
+def find_emoji(draft: Draft, limit: int) -> list[Finding]:
+    """The emoji over `limit`; the first ones are kept, signs such as check boxes do not count."""
+    places = [
+        found.span()
+        for found in EMOJI.finditer(draft.text)
+        if found.group()[0] not in _SIGNS and draft.free(*found.span())
+    ]
+    return [Finding(EMOJI_OVERUSE, start, end) for start, end in places[limit:]]
+
+
+def closing_marks() -> str:
+    """Marks that may stand between the end of a sentence and its exclamation mark."""
+    return _CLOSING

@@ -1,0 +1,143 @@
+"""How often a reply says the person's name.
+
+With a name given, each use counts; a signature, somebody else who shares the first name, and a
+word that only looks like the name ("Will you...") do not. Without one, a name is a capitalised word
+that is no ordinary word and is spoken to: "Hi Sam,", "Well done, Sam!", "Sam, you...". It takes
+two such places to call it overused, and an enumeration ("Paris, London and Rome") is none.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+from mlx_companion.personality.lexicon import is_word
+from mlx_companion.slm.guard_capitals import begins_sentence
+from mlx_companion.slm.guard_text import Draft, Finding
+
+NAME_OVERUSE = "name_overuse"
+_NAME = r"[A-Z\u00c0-\u00de][a-z\u00df-\u00ff]+(?:[-'\u2019][A-Z]?[a-z]+)?"
+_GREETING = (
+    r"(?:[Hh]i|[Hh]ello|[Hh]ey|[Hh]iya|[Dd]ear|[Tt]hanks|[Tt]hank you|[Ss]orry|[Yy]es|[Nn]o|[Oo]kay"
+    r"|[Oo][Kk]|[Ww]ell|[Ss]ure|[Gg]reat|[Ww]elcome|[Oo]h|[Aa]h|[Ll]isten|[Ll]ook|[Rr]ight|[Nn]ice"
+    r"|[Cc]ongratulations|[Cc]ongrats|[Bb]ravo|[Gg]ood (?:morning|evening|afternoon|night|job|work"
+    r"|question|luck)|[Ww]ell done|[Gg]oodbye|[Bb]ye|[Cc]heers|[Ww]elcome back|[Nn]ow|[Ss]o|[Aa]nd"
+    r"|[Bb]ut|[Aa]lright|[Aa]bsolutely|[Oo]f course|[Hh]onestly|[Rr]emember|[Nn]ice work)"
+)
+_SPOKEN_TO = re.compile(
+    rf"(?:^|(?<=[\s\"\u201c*_(])){_GREETING},?\s(?P<greeted>{_NAME})(?=[,.!?:;\u2014\u2013-]|\s*\n|$)"
+    rf"|(?<=[\w)'\u2019\"\u201d%]),\s(?P<closing>{_NAME})(?=\s*[.!?;:\u2014\u2013]|\s*\n|\s*$)"
+    rf"|(?<=[\w)'\u2019]),\s(?P<middle>{_NAME})(?=,)"
+    rf"|(?:(?<=^)|(?<=[.!?\n*_]\s)|(?<=\n))(?P<opening>{_NAME})(?=[,!\u2014]\s|\s[\u2014\u2013]\s|!$)",
+    re.MULTILINE,
+)
+_TALKS = frozenset(
+    """i i'm i'd i'll you you're you've your it it's that that's this the let's let there here if
+    when what how why we we're my don't just please remember keep take try think a an no yes is are
+    do did can could would in on at for with""".split()
+)
+
+
+def find_name_overuse(draft: Draft, limit: int) -> list[Finding]:
+    """The uses of the person's name over `limit`; the first ones are kept.
+
+    Args:
+        draft: the reply; its `user_name` may be empty.
+        limit: how many are allowed.
+    """
+    name = draft.user_name.strip()
+    places = _uses(draft, name) if name else _guessed(draft)
+    if not name and len(places) < 2:
+        return []
+    return [Finding(NAME_OVERUSE, start, end) for start, end in places[limit:]]
+
+
+def _uses(draft: Draft, name: str) -> list[tuple[int, int]]:
+    names = {name, name.split()[0]}
+    bodies = "|".join(re.escape(one) for one in sorted(names, key=len, reverse=True))
+    pattern = re.compile(rf"(?<![\w@.#/-])(?:{bodies})(?![\w@]|[-./]\w)")
+    ordinary = is_word(name.split()[0])
+    spoken = {span for span in _vocatives(draft)} if ordinary else set()
+    places = []
+    for found in pattern.finditer(draft.own):
+        span = found.span()
+        ambiguous = ordinary and span not in spoken and begins_sentence(draft, span[0])
+        if not ambiguous and not _someone_else(draft, span) and not _signs(draft, span):
+            places.append(span)
+    return places
+
+
+def _someone_else(draft: Draft, span: tuple[int, int]) -> bool:
+    # "Sam Smith" is not Sam, unless that is the name; nor is "Uncle Sam".
+    after = re.match(r"\s([A-Z][a-z]+)", draft.text[span[1] : span[1] + 30])
+    before = re.search(
+        r"\b(Uncle|Aunt|Mr|Mrs|Ms|Dr|St|Saint|San|Lake|Mount)\.?\s$",
+        draft.own[max(0, span[0] - 8) : span[0]],
+    )
+    surname = after is not None and not is_word(after[1])
+    return surname or before is not None
+
+
+def _signs(draft: Draft, span: tuple[int, int]) -> bool:
+    start, end = draft.line(span[0])
+    alone = draft.text[start:end].strip(" *_,-\u2014.[]") == draft.text[span[0] : span[1]]
+    return alone and draft.text[end:].strip() == "" and start > 0
+
+
+def _vocatives(draft: Draft) -> list[tuple[int, int]]:
+    places = []
+    for found in _SPOKEN_TO.finditer(draft.own):
+        kind = str(found.lastgroup)
+        if _is_spoken_to(draft, kind, *found.span(kind)):
+            places.append(found.span(kind))
+    return places
+
+
+def _is_spoken_to(draft: Draft, kind: str, start: int, end: int) -> bool:
+    text = draft.text
+    if kind == "greeted":
+        return True
+    if kind == "opening":
+        return text[end] == "!" or (draft.words_after(end, 1) or [""])[0] in _TALKS
+    # "Paris, France." and "apples, Pears, ..." are enumerations: a capital stands before the comma.
+    before = draft.text[max(0, start - 40) : start - 2]
+    last = re.findall(r"[^\W_]+(?:['\u2019-][^\W_]+)*", before)
+    listed = (
+        bool(last)
+        and last[-1][0].isupper()
+        and not begins_sentence(draft, start - 2 - len(last[-1]))
+    )
+    if kind == "middle":
+        following = draft.words_after(end, 1) or [""]
+        return not listed and following[0] in _TALKS and following[0] not in ("a", "an", "the")
+    return not listed
+
+
+def _guessed(draft: Draft) -> list[tuple[int, int]]:
+    spoken = [
+        span
+        for span in _vocatives(draft)
+        if not is_word(draft.text[span[0] : span[1]]) or _greets(draft, span)
+    ]
+    counts = Counter(draft.text[start:end] for start, end in spoken)
+    if not counts:
+        return []
+    name, count = max(counts.items(), key=lambda item: (item[1], -draft.text.find(item[0])))
+    if count < 2:
+        return []
+    return [span for span in spoken if draft.text[span[0] : span[1]] == name]
+
+
+def _greets(draft: Draft, span: tuple[int, int]) -> bool:
+    """Names that are words, too (Grace, Mark, Will), count where "Hi" or a comma speaks to them."""
+    word = draft.text[span[0] : span[1]].lower()
+    return word in _WORDY_NAMES
+
+
+_WORDY_NAMES = frozenset(
+    """will mark grace hope faith joy may june april rose lily violet ruby pearl jack bill bob rob
+    frank grant drew chase hunter mason cooper carter parker summer autumn dawn eve iris ivy jade
+    amber olive daisy heather holly robin ray art pat sue drew miles max sky skye sunny rich dean
+    dale cliff glen heath lance wade clay reed brook penny ginger sandy candy melody harmony charity
+    destiny angel christian jordan victor norman earl duke carol gene guy josh nick pierce ward""".split()
+)
