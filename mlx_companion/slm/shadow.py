@@ -34,6 +34,8 @@ __all__ = [
 ]
 
 _SHOWN = 20
+# Seconds that nobody notices, so that modules of microseconds are not told apart by noise.
+_NO_DELAY = 0.001
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,7 @@ def refusal(report: ShadowReport, rule: PromotionRule) -> str | None:
         return f"{report.inputs} inputs are too few; {rule.least_inputs} are needed"
     if report.failures:
         return f"it failed on {report.failures} of {report.inputs} inputs"
-    if report.candidate_seconds > rule.most_slowdown * report.active_seconds:
+    if report.candidate_seconds > rule.most_slowdown * report.active_seconds + _NO_DELAY:
         return (
             f"it takes {report.candidate_seconds * 1e3:.1f} ms where "
             f"{report.active_seconds * 1e3:.1f} ms were taken"

@@ -28,6 +28,7 @@ from mlx_companion.store.store import Store
 
 # What the companion itself puts into the user-data folder.
 FOLDERS = ("adapters", "rounds", "reports", "logs", "packs")
+_MADE = ("rounds", "reports")
 _LEARNED = ("context_update", "module_state", "module_traffic")
 # What was said, and what holds copies of it; in an order in which nothing is left without its row.
 _SAID = ("feedback", "interaction", "replay", "example", "round_step", "round")
@@ -102,8 +103,10 @@ def _owned(store: Store) -> list[Path]:
 def _personal(store: Store, conversations: bool) -> list[Path]:
     folder = store.folder.resolve()
     paths = [version.folder for version in store.module_versions.all() if version.personal]
-    if conversations and folder == data_dir().resolve():
-        paths += [folder / name for name in ("rounds", "reports", "logs")]
+    in_data_dir = folder == data_dir().resolve()
+    if in_data_dir:
+        # A log line may quote what a module could not read.
+        paths += [folder / name for name in ("logs", *(_MADE if conversations else ()))]
     elif conversations:
         paths += [folder / "rounds" / f"{one.number:04d}" for one in store.rounds.all()]
     return _inside(folder, paths)

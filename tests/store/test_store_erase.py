@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mlx_companion.errors import StoreError
-from mlx_companion.store import NewExample, Store, delete_everything
+from mlx_companion.store import NewEntry, NewExample, Store, delete_everything, forget
 
 SECRET = "the-secret-of-the-house"
 
@@ -128,3 +128,81 @@ def test_a_linked_folder_is_not_followed(store: Store, tmp_path: Path) -> None:
     (store.folder / "rounds" / "0001").symlink_to(elsewhere)
     assert delete_everything(store, confirm=True)["files"] == 0
     assert (elsewhere / "kept").read_text() == "kept"
+
+
+def learn(store: Store) -> None:
+    """Something learned in every place where that may lie."""
+    rows = [
+        NewEntry(f"u{n}", "tracker", f"k{n}", f"{SECRET} {n}", evidence=SECRET).row()
+        for n in range(300)
+    ]
+    store.context.add_many(rows)
+    for entry in store.context.with_status("queued"):
+        store.context.decide(entry, "applied", SECRET)
+    store.module_states.set("drift_monitor", {"baseline": [SECRET]})
+    store.traffic.add("context_tracker", "1", SECRET, {"text": SECRET}, 0.1)
+    for name, personal in (("mine", True), ("public", False)):
+        folder = store.folder / "packs" / name
+        folder.mkdir(parents=True)
+        (folder / "rules.yaml").write_text(SECRET if personal else "rules")
+        store.module_versions.add("m", name, folder, "hash", metrics={}, personal=personal)
+    store.backup()
+
+
+def test_what_was_learned_is_forgotten_without_a_trace(store: Store) -> None:
+    said = store.interactions.add("What is a fjord?", "A glacier's valley.")
+    store.settings.set("threshold", 0.5)
+    learn(store)
+    assert len(traces(store.folder)) >= 3
+    counts = forget(store)
+    assert traces(store.folder) == []
+    assert (counts["context_update"], counts["module_state"], counts["module_traffic"]) == (
+        300, 1, 1,
+    )  # fmt: skip
+    assert (counts["module_version"], counts["files"], counts["backups"]) == (1, 1, 1)
+    assert store.interactions.get(said.id) == said
+    assert store.settings.get("threshold") == 0.5
+    assert [version.label for version in store.module_versions.all()] == ["public"]
+    assert (store.folder / "packs" / "public" / "rules.yaml").read_text() == "rules"
+    store.check()
+    assert forget(store)["context_update"] == 0
+
+
+def test_conversations_go_when_asked_with_all_that_was_made_of_them(store: Store) -> None:
+    for number in range(20):
+        said = store.interactions.add(f"{SECRET} {number}", SECRET * 20)
+        store.feedback.add(said.id, "edit", SECRET)
+    begun = store.rounds.begin()
+    store.rounds.begin_step(begun.id, "collect")
+    store.rounds.finish_step(begun.id, "collect", {"prompts": [SECRET]})
+    store.examples.add_many(begun.id, [NewExample(SECRET, SECRET)])
+    (store.folder / "rounds" / "0001").mkdir(parents=True)
+    (store.folder / "rounds" / "0001" / "report.html").write_text(SECRET)
+    base = store.versions.ensure_base("hash", "model")
+    learn(store)
+    counts = forget(store, conversations=True)
+    assert traces(store.folder) == []
+    assert (counts["interaction"], counts["example"], counts["round"]) == (20, 1, 1)
+    assert store.versions.active() == base
+
+
+def test_logs_in_the_user_data_folder_are_forgotten() -> None:
+    with Store() as store:
+        learn(store)
+        for name in ("logs", "reports"):
+            (store.folder / name).mkdir(exist_ok=True)
+            (store.folder / name / "one").write_text(SECRET)
+        forget(store)
+        assert traces(store.folder) == [store.folder / "reports" / "one"]
+        forget(store, conversations=True)
+        assert traces(store.folder) == []
+
+
+def test_nothing_outside_is_forgotten(store: Store, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    store.module_versions.add("m", "1", outside, "hash", metrics={}, personal=True)
+    forget(store, conversations=True)
+    assert outside.is_dir()
+    with store.exclusive(), pytest.raises(StoreError, match="already running"):
+        forget(store)
