@@ -33,10 +33,13 @@ class ResearchResult(ModuleResult):
     Attributes:
         needs_research: the answer may have changed since a model was trained, is local or
             commercial, or is asked to be verified.
-        confidence: calibrated probability, 0.5 to 1, that `needs_research` is right.
+        confidence: calibrated probability that `needs_research` is right; 0.5 to 1, and below 0.5
+            only where a rule for uncertain queries chose the less likely answer.
         reasoning: the factors that fired, in words.
         category: what kind of query it is.
         factors: factor -> strength, 0 to 1.
+        uncertain: the confidence lies below the threshold.
+        head: what answered: "backbone", "ngrams" (without the backbone) or "table" (rules alone).
     """
 
     needs_research: bool
@@ -44,6 +47,8 @@ class ResearchResult(ModuleResult):
     reasoning: str
     category: str
     factors: dict[str, float] = field(default_factory=dict)
+    uncertain: bool = False
+    head: str = ""
 
 
 @dataclass(frozen=True)
