@@ -1,0 +1,262 @@
+"""The research classifier: does a query need looking things up, or does the model know?
+
+A query needs research when its answer is live, local or commercial, changes faster than a model
+is trained, or is to be verified. Three things speak: hidden states of the backbone half way up,
+hashed n-grams, and the factors of `research_factors`; one linear head weighs them, and a
+calibration fitted on queries that the head had not seen turns its score into a probability::
+
+    classifier = ResearchClassifier()
+    classifier.process("who is the mayor of oslo").needs_research          # True
+    classifier.process({"query": "who won in 2025", "cutoff": "2026-01"})   # read against a cutoff
+
+Where the backbone cannot be loaded, or is another than the head was trained for, a head over
+n-grams and factors alone answers; `degraded` and each result's `head` say so.
+"""
+
+from __future__ import annotations
+
+import datetime
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from mlx_companion.errors import CompanionError, ConfigError, DataError
+from mlx_companion.runtime.logs import get_logger
+from mlx_companion.slm.backbone import BaseSLMAdapter, shared_backbone
+from mlx_companion.slm.linear import Calibration, LinearHead
+from mlx_companion.slm.module import SLMModule
+from mlx_companion.slm.ngrams import NGramConfig, NGrams
+from mlx_companion.slm.packs import Pack, load_pack, packaged
+from mlx_companion.slm.research_factors import Factors, Rules, load_rules
+from mlx_companion.slm.results import ResearchResult
+
+Uncertain = Literal["keep", "research", "answer"] | Callable[[str, ResearchResult], bool]
+DateLike = datetime.date | str | int
+
+FULL, LIGHT, TABLE = "backbone", "ngrams", "table"
+_FORMS = {4: "%Y", 7: "%Y-%m", 10: "%Y-%m-%d"}
+# No calibration is surer than its data.
+_SUREST = 0.995
+
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    query: str
+    factors: Factors
+
+
+class ResearchClassifier(SLMModule[ResearchResult]):
+    """See the module's docstring.
+
+    Args:
+        pack: a pack or its folder; the one that comes with the package unless told.
+        backbone: where hidden states come from; the shared default model unless told.
+        use_backbone: False to answer by n-grams and factors alone, in a millisecond.
+        confidence_threshold: answers less sure than this are uncertain; up to 0.5 none is.
+        on_uncertain: what becomes of them: "keep" the likelier answer, always "research", always
+            "answer" directly, or a function of the query and the result that returns whether to
+            research.
+        today: what explicit years are read against; the day of the call unless told.
+        cutoff: end of the answering model's knowledge; the pack's unless told.
+
+    Raises:
+        SLMError: the pack is damaged or another module's.
+        ConfigError: a threshold outside of [0, 1], or a date that is none.
+    """
+
+    name: ClassVar[str] = "research_classifier"
+
+    def __init__(
+        self,
+        *,
+        pack: Pack | str | Path | None = None,
+        backbone: BaseSLMAdapter | None = None,
+        use_backbone: bool = True,
+        confidence_threshold: float = 0.6,
+        on_uncertain: Uncertain = "keep",
+        today: DateLike | None = None,
+        cutoff: DateLike | None = None,
+    ) -> None:
+        if not isinstance(pack, Pack):
+            pack = load_pack(pack or packaged(self.name), self.name)
+        if not 0 <= confidence_threshold <= 1:
+            raise ConfigError(
+                f"confidence_threshold is {confidence_threshold}; expected 0 to 1 (up to 0.5 "
+                "never uncertain)"
+            )
+        if not callable(on_uncertain) and on_uncertain not in ("keep", "research", "answer"):
+            raise ConfigError(
+                f"on_uncertain is '{on_uncertain}'; expected keep, research, answer or a function"
+            )
+        self.pack, self.version = pack, pack.version
+        self.rules: Rules = load_rules(pack.rules)
+        self._threshold, self._on_uncertain = confidence_threshold, on_uncertain
+        self._today = None if today is None else as_date(today)
+        self._cutoff = as_date(cutoff if cutoff is not None else pack.settings["cutoff"])
+        self._ngrams = NGrams(NGramConfig(**pack.settings["ngrams"]))
+        self._heads = {
+            name: (
+                LinearHead.from_arrays(pack.arrays, name),
+                Calibration(**pack.settings["calibration"][name]),
+            )
+            for name in (FULL, LIGHT)
+        }
+        self._backbone = backbone
+        self._lock = threading.Lock()
+        self._head: str | None = None if use_backbone else LIGHT
+        self.degraded: str | None = None
+
+    def process_batch(self, items: Sequence[Any]) -> list[ResearchResult]:
+        """Answer queries, in order.
+
+        Args:
+            items: texts, or mappings with "query" and, where wanted, "today" and "cutoff".
+
+        Raises:
+            DataError: an item is neither, or a date is none.
+        """
+        asked = [self._read(item) for item in items]
+        if not asked:
+            return []
+        head = self._ready()
+        blocks = self._blocks(asked, head)
+        linear, calibration = self._heads[head]
+        chances = calibration(linear.logits(blocks)[:, 0])
+        return [
+            self._result(one, float(chance), head)
+            for one, chance in zip(asked, chances, strict=True)
+        ]
+
+    def fallback(self, item: Any) -> ResearchResult:
+        """The keyword rule: the decision table alone, without any weights."""
+        asked = self._read(item)
+        ruling = self.rules.decide(asked.factors)
+        key = "none" if ruling.row is None else "research" if ruling.research else "answer"
+        return ResearchResult(
+            ruling.research,
+            float(self.pack.settings["table_precision"][key]),
+            self._reasoning(asked.factors, ruling.research),
+            ruling.category,
+            dict(asked.factors.strengths),
+            head=TABLE,
+        )
+
+    def features(self, items: Sequence[Any], head: str = FULL) -> list[Any]:
+        """Feature blocks of items, as the head reads them; what training uses."""
+        return self._blocks([self._read(item) for item in items], head)
+
+    def _read(self, item: Any) -> _Asked:
+        given = item if isinstance(item, Mapping) else {"query": item}
+        query = given.get("query")
+        if not isinstance(query, str):
+            raise DataError(
+                f"a research query is text, and was given {type(query).__name__}", field="query"
+            )
+        try:
+            today = as_date(given.get("today") or self._today or datetime.date.today())
+            cutoff = as_date(given.get("cutoff") or self._cutoff)
+        except ConfigError as error:
+            raise DataError(str(error)) from error
+        return _Asked(query, self.rules.read(query, today, cutoff))
+
+    def _ready(self) -> str:
+        """Which head answers; found out at the first call."""
+        with self._lock:
+            if self._head is None:
+                self._backbone = self._backbone or shared_backbone()
+                self.degraded = self._unfit(self._backbone)
+                self._head = FULL if self.degraded is None else LIGHT
+                if self.degraded:
+                    _log.warning("%s; n-grams and factors answer without it", self.degraded)
+            return self._head
+
+    def _unfit(self, backbone: BaseSLMAdapter) -> str | None:
+        try:
+            found, wanted = backbone.identity, self.pack.settings["backbone"]
+        except (CompanionError, OSError) as error:
+            return f"the backbone '{backbone.name}' cannot be loaded ({error})"
+        if found != wanted:
+            return f"the head was trained for another backbone than '{backbone.name}'"
+        return None
+
+    def _blocks(self, asked: Sequence[_Asked], head: str) -> list[Any]:
+        texts = [one.query for one in asked]
+        light = [
+            self._ngrams.transform(texts),
+            np.stack([self.rules.vector(one.factors) for one in asked]),
+        ]
+        if head == LIGHT:
+            return light
+        assert self._backbone is not None
+        return [self._backbone.features(texts), *light]
+
+    def _result(self, asked: _Asked, chance: float, head: str) -> ResearchResult:
+        research = chance >= 0.5
+        sure = min(max(chance, 1 - chance), _SUREST)
+        result = ResearchResult(
+            research,
+            sure,
+            self._reasoning(asked.factors, research),
+            self.rules.category(asked.factors, research),
+            dict(asked.factors.strengths),
+            uncertain=sure < self._threshold,
+            head=head,
+        )
+        return self._settled(asked, result) if result.uncertain else result
+
+    def _settled(self, asked: _Asked, result: ResearchResult) -> ResearchResult:
+        rule = self._on_uncertain
+        if callable(rule):
+            research = bool(rule(asked.query, result))
+        else:
+            research = result.needs_research if rule == "keep" else rule == "research"
+        if research == result.needs_research:
+            return result
+        return replace(
+            result,
+            needs_research=research,
+            confidence=1 - result.confidence,
+            reasoning=self._reasoning(asked.factors, research)
+            + "; uncertain, so the set rule held",
+            category=self.rules.category(asked.factors, research),
+        )
+
+    def _reasoning(self, factors: Factors, research: bool) -> str:
+        speaking, against = self.rules.reasons(factors, research)
+        opening = "needs research" if research else "can be answered directly"
+        if not speaking:
+            words = "no factor speaks for it, its wording as a whole does"
+        else:
+            words = "it " + ", ".join(speaking)
+        if against:
+            words += f" (against that: {', '.join(against)})"
+        return f"{opening}: {words}"
+
+
+def as_date(value: DateLike) -> datetime.date:
+    """A date of a date, "2024-06-30", "2024-06", "2024" or 2024 (a span counts to its end).
+
+    Raises:
+        ConfigError: it is none of them.
+    """
+    if isinstance(value, datetime.datetime):
+        return value.date()
+    if isinstance(value, datetime.date):
+        return value
+    text = str(value).strip()[:10]
+    try:
+        start = datetime.datetime.strptime(text, _FORMS[len(text)]).date()
+    except (KeyError, ValueError) as error:
+        raise ConfigError(f"'{value}' is no date; write it as 2024-06-30 or 2024-06") from error
+    if len(text) == 10:
+        return start
+    if len(text) == 4:
+        return start.replace(month=12, day=31)
+    following = (start + datetime.timedelta(days=31)).replace(day=1)
+    return following - datetime.timedelta(days=1)
