@@ -20,7 +20,7 @@ from mlx_companion.cli_parts import (
     print_json,
     read_settings,
 )
-from mlx_companion.errors import ConfigError
+from mlx_companion.errors import ConfigError, SLMError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,8 +29,11 @@ if TYPE_CHECKING:
 
     from mlx_companion.slm.batches import FileRun
     from mlx_companion.slm.bench import LatencyRow
+    from mlx_companion.slm.config import SLMConfig
+    from mlx_companion.slm.factory import SLMFactory
     from mlx_companion.slm.health import ModuleStatus
     from mlx_companion.slm.orchestrator import SLMOrchestrator
+    from mlx_companion.store import ModuleVersion
 
 app = typer.Typer(no_args_is_help=True, help="The four small modules: run, time, look at them.")
 
@@ -52,10 +55,10 @@ def run(
     It reads `query` (research_classifier), `text` (personality_guard), `text` or `turns`
     (context_tracker), `responses`, or `text`, one message (drift_monitor).
     """
-    from mlx_companion.slm import ResourceScheduler, SLMConfig, SLMFactory, run_file
+    from mlx_companion.slm import ResourceScheduler, SLMConfig, run_file
 
     settings = read_settings(SLMConfig, config, set_)
-    factory, scheduler = SLMFactory(settings), ResourceScheduler(settings.resources)
+    factory, scheduler = _factory(settings), ResourceScheduler(settings.resources)
     _require(module, factory.module_names)
 
     def batch_size() -> int:
@@ -77,6 +80,7 @@ def bench(
     config: ConfigFile = None,
     set_: Set = None,
     as_json: AsJson = False,
+    data_dir: DataDir = None,
 ) -> None:
     """Time the modules on this machine: each alone, then all four together."""
     import asyncio
@@ -90,7 +94,7 @@ def bench(
 
     async def measure() -> list[LatencyRow]:
         with _counted("rounds") as progress:
-            own = SLMOrchestrator(settings)
+            own = SLMOrchestrator(factory=_factory(settings))
             try:
                 return await measure_latencies(own, repeats, lambda done, _: progress(done))
             finally:
@@ -109,27 +113,23 @@ def versions(
     as_json: AsJson = False,
     data_dir: DataDir = None,
 ) -> None:
-    """List the versions of the modules, or of one of them."""
-    from mlx_companion.loop.console import plain_table
+    """List the versions of the modules, or of one of them; a star marks the one in use."""
+    from dataclasses import asdict
+
     from mlx_companion.slm import MODULES
     from mlx_companion.slm.registry import SLMRegistry
     from mlx_companion.store import Store
 
     if module is not None:
         _require(module, MODULES)
+    names = MODULES if module is None else (module,)
     with Store() as store:
         registry = SLMRegistry(store)
-        names = MODULES if module is None else (module,)
         found = {name: registry.list_versions(name) for name in names}
     if as_json:
-        print_json({name: [_fields(one) for one in all_] for name, all_ in found.items()})
-        return
-    table = plain_table("module", "version", "state", "made")
-    for name, all_ in found.items():
-        for one in all_:
-            values = _fields(one)
-            table.add_row(name, *(str(values.get(k, "")) for k in ("version", "state", "created")))
-    make_console().print(table)
+        print_json({name: [asdict(one) for one in all_] for name, all_ in found.items()})
+    else:
+        make_console().print(_version_table(found))
 
 
 @app.command()
@@ -140,6 +140,7 @@ def status(
     config: ConfigFile = None,
     set_: Set = None,
     as_json: AsJson = False,
+    data_dir: DataDir = None,
 ) -> None:
     """Watch the modules at work: state, circuit, latencies, memory, last results.
 
@@ -152,7 +153,7 @@ def status(
     settings = read_settings(SLMConfig, config, set_)
     if not every > 0:
         raise ConfigError(f"--every is {every}; expected more than 0 seconds")
-    own = SLMOrchestrator(settings)
+    own = SLMOrchestrator(factory=_factory(settings))
     if once or as_json:
         asyncio.run(_one_picture(own, text, as_json))
     else:
@@ -253,10 +254,43 @@ def _latency_table(rows: list[LatencyRow]) -> Table:
     return table
 
 
-def _fields(value: Any) -> dict[str, Any]:
-    from dataclasses import asdict
+def _version_table(found: dict[str, list[ModuleVersion]]) -> Table:
+    """The versions, and before them the pack that comes with the package."""
+    from mlx_companion.loop.console import plain_table
+    from mlx_companion.slm.packs import load_pack, packaged
 
-    return asdict(value)
+    table = plain_table("", "module", "version", "label", "made", "SHA-256", "figures")
+    for name, versions_ in found.items():
+        mark = "" if any(one.active for one in versions_) else "*"
+        try:
+            own = load_pack(packaged(name), name)
+            told = (own.version, "with the package", own.sha256[:12], _figures(own.metrics))
+        except SLMError as error:
+            told = ("", "damaged", "", str(error))
+        table.add_row(mark, name, "shipped", *told)
+        for one in versions_:
+            made = (one.label, one.created_at[:16], one.sha256[:12], _figures(one.metrics))
+            table.add_row("*" if one.active else "", name, one.id, *made)
+    return table
+
+
+def _figures(metrics: dict[str, Any]) -> str:
+    numbers = {k: v for k, v in metrics.items() if isinstance(v, int | float)}
+    return ", ".join(f"{name} {value:.3g}" for name, value in list(numbers.items())[:3])
+
+
+def _factory(settings: SLMConfig) -> SLMFactory:
+    """A factory of the versions in use; a person without a database has those of the package."""
+    from mlx_companion.runtime.paths import data_dir
+    from mlx_companion.slm import SLMFactory
+    from mlx_companion.slm.registry import SLMRegistry
+    from mlx_companion.store import Store
+    from mlx_companion.store.store import FILE_NAME
+
+    if not (data_dir() / FILE_NAME).exists():
+        return SLMFactory(settings)
+    with Store() as store:
+        return SLMFactory(settings, packs=SLMRegistry(store).packs())
 
 
 def _require(module: str, known: tuple[str, ...]) -> None:

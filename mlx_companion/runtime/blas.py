@@ -205,6 +205,19 @@ def _load_companions(folder: Path) -> None:
             ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
 
 
+def limit_threads(number: int) -> bool:
+    """Let matrix products of this process use `number` threads.
+
+    Returns:
+        Whether there is a BLAS here that can be told so.
+    """
+    set_threads = getattr(ctypes.CDLL(None), "openblas_set_num_threads", None)
+    if set_threads is None:
+        return False
+    set_threads(ctypes.c_int(number))
+    return True
+
+
 def _set_threads(library: ctypes.CDLL) -> None:
     """One thread per usable core, unless the person chose a number in the environment."""
     if any(os.environ.get(name) for name in _THREAD_VARIABLES):

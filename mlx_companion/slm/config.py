@@ -80,12 +80,15 @@ class GuardConfig(ModuleConfig):
     Attributes:
         enforcement_level: strict and moderate rewrite, monitor only reports; None takes the
             profile's own.
+        rewriter: let the language model rewrite sentences of the wrong tone (seconds on a CPU);
+            an `adapter` for it implies that. Otherwise tone is mended by rules.
     """
 
     # Rules take 20 ms; the rest is for one sentence that a language model rewrites.
     timeout: float = 2.0
     budget_ms: float = 20.0
     enforcement_level: EnforcementLevel | None = None
+    rewriter: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -21,7 +21,8 @@ from pathlib import Path
 from threading import Lock, RLock
 from typing import TYPE_CHECKING, Any
 
-from mlx_companion.errors import ConfigError, SLMError
+from mlx_companion.errors import ConfigError, HardwareError, SLMError
+from mlx_companion.runtime.blas import limit_threads
 from mlx_companion.runtime.config import nearest
 from mlx_companion.slm.config import ModuleConfig, SLMConfig
 from mlx_companion.slm.degraded import degraded
@@ -90,6 +91,8 @@ class SLMFactory:
         self._modules: dict[str, SLMModule[Any]] = {}
         self._makers: dict[str, MakeModule] = {}
         self._building: dict[str, Lock] = {}
+        if self.config.resources.threads is not None:
+            limit_threads(self.config.resources.threads)
 
     def register_slm(
         self,
@@ -241,17 +244,29 @@ class SLMFactory:
             raise SLMError(f"there is no module '{name}'{nearest(name, self.module_names)}")
 
     def _make_slm(self, name: str) -> BaseSLMAdapter:
-        from mlx_companion.slm.backbone import BaseSLMAdapter, shared_backbone
+        from mlx_companion.slm.backbone import BaseSLMAdapter
 
         maker = self._slm_makers.get(name)
         if maker is None:
-            return shared_backbone(name)
+            return self._by_name(name)
         made = maker()
         if not isinstance(made, BaseSLMAdapter):
             raise SLMError(
                 f"the maker of '{name}' built a {type(made).__name__}; expected a BaseSLMAdapter"
             )
         return made
+
+    def _by_name(self, name: str) -> BaseSLMAdapter:
+        """The process's one backbone of a name; one of our own when it is kept on the CPU."""
+        from mlx_companion.slm.backbone import shared_backbone
+
+        if self.config.resources.gpu == "off":
+            from mlx_companion.slm.views import CpuBackbone
+
+            return CpuBackbone(name)
+        if self.config.resources.gpu == "on":
+            require_gpu()
+        return shared_backbone(name)
 
     def _info(self, name: str, source: str) -> SLMInfo:
         slm = self._slms.get(name)
@@ -278,24 +293,38 @@ class SLMFactory:
             if keyword is None:
                 raise ConfigError(f"{name} has no '{setting}' to set; leave it out")
             arguments[keyword] = value
-        if "backbone" in known and "backbone" not in arguments and self._has_own_slm():
-            arguments["backbone"] = self.get_slm()
+        config = self.config.module(name)
+        rewrites = config.adapter is not None or getattr(config, "rewriter", False)
+        if config.adapter is not None and not {"backbone", "rewriter"} & set(known):
+            raise ConfigError(f"{name} generates nothing, so it takes no adapter; leave it out")
+        if rewrites and "rewriter" in known and "rewriter" not in arguments:
+            arguments["rewriter"] = (self._backbone_for(name, config) or self.get_slm()).generate
+        elif "backbone" in known and "backbone" not in arguments:
+            arguments["backbone"] = self._backbone_for(name, config)
         return cls(**arguments)
+
+    def _backbone_for(self, name: str, config: ModuleConfig) -> BaseSLMAdapter | None:
+        """None leaves a module with the process's own shared backbone, if it needs one at all."""
+        from mlx_companion.models.registry import DEFAULT_MODEL
+
+        if config.adapter is not None:
+            from mlx_companion.slm.backbone import LanguageModelAdapter
+            from mlx_companion.slm.views import AdaptedBackbone
+
+            shared = self.get_slm()
+            if not isinstance(shared, LanguageModelAdapter):
+                raise ConfigError(f"'{shared.name}' is no language model; it takes no adapter")
+            return AdaptedBackbone(shared, name, config.adapter)
+        special = self.config.model is not None or self.config.resources.gpu != "auto"
+        return self.get_slm() if special or DEFAULT_MODEL in self._slm_makers else None
 
     def _settings(self, name: str, config: ModuleConfig) -> dict[str, Any]:
         given = {
             "pack": self._packs.get(name, config.pack),
             "threshold": config.threshold,
             "enforcement_level": getattr(config, "enforcement_level", None),
-            "adapter": config.adapter,
         }
         return {key: value for key, value in given.items() if value is not None}
-
-    def _has_own_slm(self) -> bool:
-        """Else modules share the process's one default backbone, also beyond this factory."""
-        from mlx_companion.models.registry import DEFAULT_MODEL
-
-        return self.config.model is not None or DEFAULT_MODEL in self._slm_makers
 
 
 def module_class(name: str) -> Any:
@@ -309,6 +338,20 @@ def module_class(name: str) -> Any:
         return getattr(import_module(path), attribute)
     except (ImportError, AttributeError) as error:
         raise SLMError(f"{name} cannot be imported ({error}); reinstall the package") from error
+
+
+def require_gpu() -> None:
+    """Return when MLX works on a GPU.
+
+    Raises:
+        HardwareError: it does not; there is no silent fallback.
+    """
+    from mlx_companion.runtime.device import is_cpu
+
+    if is_cpu():
+        raise HardwareError(
+            "resources.gpu is 'on', but MLX works on the CPU here; set it to 'auto' or 'off'"
+        )
 
 
 def _aliases() -> dict[str, str]:
