@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mlx_lm.models.cache import KVCache, make_prompt_cache
+from mlx_lm.models.cache import KVCache, QuantizedKVCache, make_prompt_cache
 from tiny import tiny_llama
 
 import mlx_companion  # noqa: F401
@@ -83,6 +83,20 @@ def test_what_is_kept_is_within_half_a_step_of_what_was_given(bits: int, width: 
     np.testing.assert_allclose(found_values[:, :, packed:], values[:, :, packed:], atol=1e-5)
     worst = np.abs(found_values[:, :, :packed] - values[:, :, :packed]).max()
     assert worst <= 8.0 / (2**bits - 1)
+
+
+@pytest.mark.parametrize(("bits", "width"), [(6, 128), (5, 96), (4, 80)])
+def test_widths_that_the_other_cache_cannot_take(bits: int, width: int) -> None:
+    x = mx.random.normal((1, 2, 70, width), key=mx.random.key(0))
+    with pytest.raises(ValueError, match="broadcast|divisible"):
+        QuantizedKVCache(32, bits).update_and_fetch(x, x)
+    cache = QuantizedCache(KVBits(bits, bits, 32, recent=0))
+    cache.update_and_fetch(x, x)
+    keys, values = cache.update_and_fetch(x[:, :, :1], x[:, :, :1])
+    for past, full in ((keys, keys.joined(of_keys=True)), (values, values.joined())):
+        assert past.packed is not None
+        worst = mx.abs(full[:, :, :70] - x).max().item()
+        assert 0 < worst < 8 / (2**bits - 1)
 
 
 @settings(max_examples=40, deadline=None)
