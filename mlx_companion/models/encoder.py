@@ -122,7 +122,8 @@ def load_encoder(x: str | Path = DEFAULT_ENCODER) -> SentenceEncoder:
     check_folder(folder)
     config = _read_config(folder)
     model = Bert(config)
-    _load_weights(model, folder)
+    packed = read_json(folder / "config.json").get("quantization")
+    _load_weights(model, folder, packed)
     tokenizer = _read_tokenizer(folder, config)
     digest = content_sha256(weight_files(folder))
     return SentenceEncoder(model, tokenizer, _read_pooling(folder), folder, digest)
@@ -157,19 +158,51 @@ def _read_config(folder: Path) -> BertConfig:
     return BertConfig(**{f.name: data[f.name] for f in fields(BertConfig)})
 
 
-def _load_weights(model: Bert, folder: Path) -> None:
+def _load_weights(model: Bert, folder: Path, packed: dict[str, Any] | None = None) -> None:
+    """Read the weights; packed layers (see `quant`) become plain ones.
+
+    A small encoder reads texts of many tokens, where packed products are no faster.
+    """
     weights: dict[str, mx.array] = {}
     for file in weight_files(folder):
         arrays: Any = mx.load(str(file))
         for name, value in arrays.items():
             if (here := mlx_name(name)) is not None:
-                weights[here] = value.astype(mx.float32)
+                floating = mx.issubdtype(value.dtype, mx.floating)
+                weights[here] = value.astype(mx.float32) if floating else value
+    if packed is not None:
+        weights = _unpacked(weights, packed, folder)
     try:
         model.load_weights(list(weights.items()), strict=True)
     except ValueError as error:
         raise WeightsError(f"the weights in {folder} are not those of a BERT: {error}") from error
     model.eval()
     mx.eval(model.parameters())
+
+
+def _unpacked(
+    weights: dict[str, mx.array], packed: dict[str, Any], folder: Path
+) -> dict[str, mx.array]:
+    plain = {}
+    for name, value in weights.items():
+        stem, _, leaf = name.rpartition(".")
+        if leaf in ("scales", "biases"):
+            continue
+        if f"{stem}.scales" in weights and leaf == "weight":
+            own = packed.get(stem, packed)
+            try:
+                how = {key: own[key] for key in ("group_size", "bits")} | {
+                    "mode": own.get("mode", "affine")
+                }
+                value = mx.dequantize(
+                    value, weights[f"{stem}.scales"], weights.get(f"{stem}.biases"), **how
+                ).astype(mx.float32)
+            except (KeyError, TypeError, AttributeError, ValueError) as error:
+                raise WeightsError(
+                    f"{folder} says that {stem} is packed in a way that does not fit: {error}"
+                ) from error
+        plain[name] = value
+    return plain
 
 
 def _read_tokenizer(folder: Path, config: BertConfig) -> Tokenizer:

@@ -29,6 +29,7 @@ from mlx_companion.quant.levels import Level, parse_level
 from mlx_companion.quant.quant_report import LayerReport, QuantReport
 from mlx_companion.quant.quantize_layers import (
     base_name,
+    cast,
     count_bits,
     dense,
     packable,
@@ -166,10 +167,10 @@ def quantize(
     dtype = _number_type(model)
     if mx.default_device().type == mx.DeviceType.cpu and not wanted.plain:
         # 16-bit numbers are slow there; what they hold, 32 bits hold exactly.
-        packed.set_dtype(dtype)
-        packed.set_dtype(mx.float32)
+        cast(packed, dtype)
+        cast(packed, mx.float32)
     else:
-        packed.set_dtype(dtype)
+        cast(packed, dtype)
     mx.eval(packed.parameters())
     reference = Reference(subject, texts.evaluation, switch=switch)
     after = reference.compare(plain_twin(packed, mx.float32))

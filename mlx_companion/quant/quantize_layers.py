@@ -13,7 +13,7 @@ a layer of one can be replaced without touching the other, and without copying w
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,13 +24,13 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_companion.errors import ModelError
-from mlx_companion.kernels.matrix import of_layer
 from mlx_companion.quant.levels import Packing
-from mlx_companion.quant.quantize_grid import Array, Grid
+from mlx_companion.quant.quantize_grid import Array, Grid, unpack_codes
 
 _WORD = 32
 # What carries an adapter keeps the layer that it adapts under one of these names.
 _INNER = (".base", ".linear", ".embedding")
+_ADAPTER_NAMES = ("lora_", "start_")
 # Read as arrays, not called: packed they would be read wrongly.
 _READ_DIRECTLY = ("position_embeddings", "token_type_embeddings")
 
@@ -56,6 +56,21 @@ def packable(model: nn.Module) -> dict[str, nn.Module]:
 def is_packed(layer: nn.Module) -> bool:
     """Whether a layer holds codes and scales instead of numbers."""
     return "scales" in layer and hasattr(layer, "bits") and "weight" in layer
+
+
+def cast(model: nn.Module, dtype: mx.Dtype) -> None:
+    """Give all numbers of a model one type; those of adapters keep theirs."""
+    changed = [
+        (name, value.astype(dtype))
+        for name, value in tree_flatten(model.parameters())
+        if mx.issubdtype(value.dtype, mx.floating) and not of_adapter(name)
+    ]
+    model.update(tree_unflatten(changed))
+
+
+def of_adapter(name: str) -> bool:
+    """Whether a parameter belongs to an adapter."""
+    return name.rpartition(".")[2].startswith(_ADAPTER_NAMES)
 
 
 def base_name(path: str) -> str:
@@ -113,7 +128,7 @@ def _unpacked(layer: Any, dtype: mx.Dtype | None) -> nn.Module:
         from mlx_companion.blt.hash_table import HashEmbedding
 
         holder.layer = HashEmbedding(1, 1)
-        holder.layer.weight = of_layer(layer).dense()
+        holder.layer.weight = layer.matrix.dense()
     else:
         holder = dequantize_model(holder)
     found: nn.Module = holder.layer
@@ -168,6 +183,18 @@ def packing_of(layer: nn.Module) -> Packing | None:
     return Packing(layer.bits, layer.group_size, getattr(layer, "mode", "affine"))
 
 
+def grid_of(layer: Any) -> Grid | None:
+    """The grid of a layer that is packed in affine form; None for another."""
+    packing = packing_of(layer)
+    if packing is None or packing.mode != "affine":
+        return None
+    words, scales, biases = (
+        np.array(value.astype(mx.float32) if number else value).reshape(-1, value.shape[-1])
+        for number, value in enumerate((layer.weight, layer.scales, layer.biases))
+    )
+    return Grid(unpack_codes(words, packing.bits), scales, biases, packing)
+
+
 def count_bits(model: nn.Module, number_bits: int = 16) -> tuple[int, int]:
     """Bits of all parameters, adapters left out, and how many numbers they stand for.
 
@@ -177,7 +204,7 @@ def count_bits(model: nn.Module, number_bits: int = 16) -> tuple[int, int]:
     bits = numbers = 0
     for path, layer in model.named_modules():
         own = [name for name in layer if isinstance(layer[name], mx.array) and name[0] != "_"]
-        if any(name.startswith(("lora_", "start_")) for name in own):
+        if any(of_adapter(name) for name in own):
             continue
         if is_packed(layer):
             columns = layer.weight.shape[-1] * _WORD // layer.bits
@@ -284,11 +311,6 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
     """The layers of a stack, first to last; empty where there is no one stack."""
     found = getattr(model, "layers", None) or getattr(getattr(model, "model", None), "layers", None)
     return list(found) if isinstance(found, list) else []
-
-
-def by_path(model: nn.Module) -> Mapping[str, nn.Module]:
-    """All modules by path."""
-    return dict(model.named_modules())
 
 
 def _owner(model: nn.Module, path: str) -> Any:

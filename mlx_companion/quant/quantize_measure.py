@@ -55,7 +55,7 @@ class Reference:
         subject: the model.
         windows: (N, L) int.
         rows: windows in one forward pass.
-        keep_logits: hold the logits too; for small sets that are compared with often.
+        keep_logits: hold its probabilities too; for small sets that are compared with often.
         switch: consulted between passes.
     """
 
@@ -71,7 +71,7 @@ class Reference:
         self.subject, self.switch = subject, switch
         self.batches = [windows[i : i + rows] for i in range(0, len(windows), rows)]
         self.hidden: list[mx.array] = []
-        self.logits: list[mx.array] = []
+        self.kept: list[tuple[mx.array, mx.array]] = []
         model = subject.model
         with fast_cpu(model):
             for batch in self.batches:
@@ -79,9 +79,10 @@ class Reference:
                 hidden = subject.hidden(model, batch)
                 mx.eval(hidden)
                 self.hidden.append(hidden)
-                if keep_logits:
-                    self.logits.append(subject.head(model)(hidden))
-                    mx.eval(self.logits[-1])
+                if keep_logits and subject.predicts:
+                    rows = _predicting(hidden)
+                    self.kept.append(_normalized(subject.head(model)(rows).astype(mx.float32)))
+                    mx.eval(self.kept[-1])
 
     def compare(self, model: nn.Module) -> Measure:
         """Measure a model of the same shape with the same number types."""
@@ -106,31 +107,43 @@ class Reference:
         if not self.subject.predicts:
             return compare_vectors(self.hidden[number], hidden)
         targets = self.batches[number][:, 1:].reshape(-1)
-        before = self.hidden[number][:, :-1].reshape(targets.size, -1)
-        after = hidden[:, :-1].reshape(targets.size, -1)
+        before, after = _predicting(self.hidden[number]), _predicting(hidden)
         total = mx.zeros(3)
         for start in range(0, targets.size, _ROWS_AT_ONCE):
             part = slice(start, start + _ROWS_AT_ONCE)
-            old = self._old_logits(number, before, part)
+            if self.kept:
+                old = (self.kept[number][0][part], self.kept[number][1][part])
+            else:
+                logits = self.subject.head(self.subject.model)(before[part])
+                old = _normalized(logits.astype(mx.float32))
             new = self.subject.head(model)(after[part]).astype(mx.float32)
-            total = total + compare_logits(old.astype(mx.float32), new, targets[part])
+            total = total + compare_predictions(*old, new, targets[part])
             # Otherwise the logits of all parts would exist at once.
             mx.eval(total)
         return total, int(targets.size)
 
-    def _old_logits(self, number: int, hidden: mx.array, part: slice) -> mx.array:
-        if self.logits:
-            kept = self.logits[number][:, :-1]
-            return kept.reshape(-1, kept.shape[-1])[part]
-        return self.subject.head(self.subject.model)(hidden[part])
+
+def _predicting(hidden: mx.array) -> mx.array:
+    """States (N, D) of the positions that have a next token in their window."""
+    return hidden[:, :-1].reshape(-1, hidden.shape[-1])
 
 
-def compare_logits(old: mx.array, new: mx.array, targets: mx.array) -> mx.array:
-    """Summed KL(old || new), equal choices, and -log p of the targets under `new`: (3,)."""
-    log_old, p = _normalized(old)
-    log_new, _ = _normalized(new)
-    kl = (p * (log_old - log_new)).sum()
-    same = (old.argmax(axis=-1) == new.argmax(axis=-1)).sum()
+def compare_predictions(
+    log_old: mx.array, old: mx.array, logits: mx.array, targets: mx.array
+) -> mx.array:
+    """Sums over predictions of KL(old || new), equal choices, and -log p(target) under `new`.
+
+    Args:
+        log_old, old: (N, V) log-probabilities and probabilities.
+        logits: (N, V) of the new model.
+        targets: (N,) int.
+
+    Returns:
+        (3,) float32.
+    """
+    log_new, _ = _normalized(logits)
+    kl = (old * (log_old - log_new)).sum()
+    same = (log_old.argmax(axis=-1) == log_new.argmax(axis=-1)).sum()
     loss = -mx.take_along_axis(log_new, targets[:, None], axis=-1).sum()
     return mx.stack([kl, same.astype(mx.float32), loss])
 

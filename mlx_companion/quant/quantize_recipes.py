@@ -32,9 +32,11 @@ from mlx_companion.quant.quantize_grid import Array, Grid, nearest, pack_codes, 
 from mlx_companion.quant.quantize_layers import (
     Seen,
     dense,
+    grid_of,
     mode_layer,
     packable,
     packed_layer,
+    packing_of,
     place,
     twin,
 )
@@ -150,7 +152,7 @@ def fitted(
     feedback: bool = True,
     say: Callable[[str], Any] = lambda text: None,
 ) -> dict[str, Grid]:
-    """Grids of all layers that the plan packs in affine form.
+    """Grids of all layers that the plan packs in affine form; layers that are packed so stay so.
 
     Args:
         subject: the model.
@@ -159,13 +161,16 @@ def fitted(
         feedback: round with error feedback where inputs are known.
         say: called with each path.
     """
-    grids = {}
+    grids, given = {}, packable(subject.module)
     for path, layer in packable(subject.model).items():
         packing = plan[path]
         if packing is None or packing.mode != "affine":
             continue
         say(path)
-        grids[path] = fitted_grid(dense(layer), packing, moment_of(seen, path, layer), feedback)
+        own = grid_of(given[path]) if packing_of(given[path]) == packing else None
+        grids[path] = own or fitted_grid(
+            dense(layer), packing, moment_of(seen, path, layer), feedback
+        )
     return grids
 
 

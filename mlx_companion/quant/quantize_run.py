@@ -22,6 +22,7 @@ from mlx_companion.quant.quantize_distil import distilled
 from mlx_companion.quant.quantize_grid import Grid
 from mlx_companion.quant.quantize_layers import (
     Seen,
+    cast,
     count_bits,
     dense,
     packable,
@@ -121,7 +122,7 @@ def run_recipes(run: Run) -> Outcome:
 
 def _half(model: nn.Module) -> nn.Module:
     other = twin(model)
-    other.set_dtype(mx.float16)
+    cast(other, mx.float16)
     return other
 
 
@@ -143,7 +144,8 @@ def _budgeted(run: Run) -> Outcome:
     losses = layer_losses(subject, run.texts.calibration[:_PROBE_ROWS], probes(), step)
     sizes = (run.group_size,) if run.group_size else GROUPS
     packings = [Packing(bits, size) for bits in _BITS for size in sizes]
-    options = expected_options(layers, packings, probe, losses, seen)
+    given = packable(subject.module)
+    options = expected_options(layers, packings, probe, losses, seen, given)
     chosen = spend(options, _room(run))
     plan = {path: option.packing for path, option in chosen.items()}
     outcome = _fitted(run, plan, seen)
@@ -154,7 +156,7 @@ def _budgeted(run: Run) -> Outcome:
 def _probe(run: Run) -> Packing:
     """A packing near to what the budget will come to."""
     bits = min(max(int((run.level.budget or 4) - 0.4), 2), 6)
-    return Packing(bits, run.group_size or 64 if _all_fit(run.subject.model, 64) else 32)
+    return Packing(bits, run.group_size or (64 if _all_fit(run.subject.model, 64) else 32))
 
 
 def _all_fit(model: nn.Module, size: int) -> bool:

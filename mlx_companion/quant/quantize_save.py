@@ -22,15 +22,13 @@ from mlx_companion.errors import ConfigError
 from mlx_companion.models.encoder import SentenceEncoder
 from mlx_companion.models.folder import read_json
 from mlx_companion.models.load import LanguageModel
-from mlx_companion.quant.quantize_layers import base_name
+from mlx_companion.quant.quantize_layers import base_name, of_adapter
 from mlx_companion.quant.quantize_subjects import quantization_entry
 from mlx_companion.runtime.files import atomic_dir, atomic_write_json
 
 WEIGHTS = "model.safetensors"
-_ADAPTER_NAMES = ("lora_", "start_")
 _ENCODER_FILES = ("tokenizer.json", "tokenizer_config.json", "sentence_bert_config.json",
                   "modules.json", "vocab.txt", "special_tokens_map.json")  # fmt: skip
-_KNOWN = (WEIGHTS, "config.json")
 
 
 def check_target(folder: str | Path) -> Path:
@@ -91,7 +89,7 @@ def weights_of(model: nn.Module, dtype: mx.Dtype) -> dict[str, mx.array]:
     found: dict[str, mx.array] = {}
     for name, value in tree_flatten(model.parameters()):
         path, _, leaf = name.rpartition(".")
-        if leaf.startswith(_ADAPTER_NAMES):
+        if of_adapter(name):
             continue
         floating = mx.issubdtype(value.dtype, mx.floating)
         found[f"{base_name(path)}.{leaf}"] = value.astype(dtype) if floating else value

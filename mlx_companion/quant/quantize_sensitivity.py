@@ -31,6 +31,7 @@ from mlx_companion.quant.quantize_layers import (
     dense,
     dense_layer,
     packable,
+    packing_of,
     place,
     twin,
     watched,
@@ -42,7 +43,7 @@ from mlx_companion.runtime.stop import NEVER, StopSwitch
 # Of inputs of a tied embedding: besides making logits it is looked up, where all columns count.
 _LOOKUP = 0.1
 _HEAD_EVERY = 4
-_ROWS_SAMPLED = 4096
+_ROWS_SAMPLED = 256
 
 Maker = Callable[[str, Packing], Grid]
 
@@ -145,7 +146,7 @@ def expected_options(
     probe: Packing,
     losses: Mapping[str, float],
     seen: Seen | None,
-    plain: bool = True,
+    given: Mapping[str, nn.Module] | None = None,
 ) -> dict[str, list[Option]]:
     """What each packing of each layer would cost.
 
@@ -155,7 +156,7 @@ def expected_options(
         probe: the packing that `losses` were measured with.
         losses: KL divergence by path.
         seen: inputs, for the weights of errors.
-        plain: whether a layer may stay in 16 bits.
+        given: the layers as they were given; a packing that one has already costs nothing.
     """
     options = {}
     for path, layer in layers.items():
@@ -165,10 +166,11 @@ def expected_options(
         usable = [p for p in packings if p.fits(columns)]
         tried = probe if probe.fits(columns) else None
         errors = rounding_errors(weight, list({*usable, *([tried] if tried else [])}), importance)
+        now = packing_of(given[path]) if given else None
         unit = losses.get(path, 0.0) / errors[tried] if tried and errors[tried] > 0 else 0.0
         options[path] = [
-            Option(p, round(size * p.bits_per_weight), unit * errors[p]) for p in sorted(usable)
+            Option(p, round(size * p.bits_per_weight), 0.0 if p == now else unit * errors[p])
+            for p in sorted(usable)
         ]
-        if plain or not usable:
-            options[path].append(Option(None, 16 * size, 0.0))
+        options[path].append(Option(None, 16 * size, 0.0))
     return options

@@ -24,7 +24,7 @@ from mlx_companion.errors import ConfigError, DataError
 from mlx_companion.models.encoder import SentenceEncoder
 from mlx_companion.models.heads import identity, split_head
 from mlx_companion.models.load import LanguageModel
-from mlx_companion.quant.quantize_layers import by_path, packing_of, plain_twin
+from mlx_companion.quant.quantize_layers import base_name, packable, packing_of, plain_twin
 from mlx_companion.text.byte_text import BOS, encode_bytes
 
 _LEAST = 8
@@ -35,13 +35,14 @@ class Subject(ABC):
 
     Attributes:
         model: its plain twin (see `quantize_layers`).
+        module: as it was given; packed layers are packed there.
         predicts: whether it gives logits of a next token; an encoder gives vectors.
     """
 
     predicts = True
 
     def __init__(self, source: Any, module: nn.Module) -> None:
-        self.source = source
+        self.source, self.module = source, module
         on_cpu = mx.default_device().type == mx.DeviceType.cpu
         self.model = plain_twin(module, mx.float32 if on_cpu else None)
         self.model.eval()
@@ -172,8 +173,6 @@ def quantization_entry(module: nn.Module) -> dict[str, Any]:
     Empty for a model without packed layers. The commonest packing stands at the top; a layer that
     is left plain is marked as such.
     """
-    from mlx_companion.quant.quantize_layers import base_name, packable
-
     packings = {base_name(path): packing_of(layer) for path, layer in packable(module).items()}
     packed = [p for p in packings.values() if p is not None]
     if not packed:
@@ -184,8 +183,3 @@ def quantization_entry(module: nn.Module) -> dict[str, Any]:
         if packing != common:
             entry[path] = False if packing is None else packing.to_config()
     return {"quantization": entry, "quantization_config": dict(entry)}
-
-
-def paths_of(module: nn.Module) -> list[str]:
-    """Paths of all modules."""
-    return list(by_path(module))
