@@ -24,7 +24,9 @@ def plan(
     more: Annotated[
         list[str] | None, typer.Argument(metavar="KEY=VALUE", help="More for --lora.")
     ] = None,
-    bits: Annotated[str | None, option("FORMAT", "2 to 8, 16, 32, mxfp4, mxfp8, nvfp4.")] = None,
+    bits: Annotated[
+        str | None, option("FORMAT", "2 to 8, 16, 32, mxfp4, mxfp8, nvfp4, 4.5bpw.")
+    ] = None,
     group: Annotated[int | None, option("N", "Weights per scale: 32, 64 (default) or 128.")] = None,
     context: Annotated[int | None, option("N", "Positions in the cache (4096).")] = None,
     kv_bits: Annotated[int | None, option("N", "Bits of the cache.")] = None,

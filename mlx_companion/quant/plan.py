@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlx_companion.errors import ConfigError
+from mlx_companion.quant.levels import parse_level
 from mlx_companion.quant.plan_machines import THIS, Machine, machine
 from mlx_companion.quant.plan_memory import (
     LoraPlan,
@@ -136,8 +137,8 @@ def plan(
     Args:
         model: see `plan_source.describe`; or a shape.
         on: a machine or its name; by default this one.
-        bits: per weight, or a format's name; by default what the configuration says, or 16 (32
-            where MLX runs on a CPU).
+        bits: per weight, a format's name, or such as "4.5bpw"; by default what the configuration
+            says, or 16 (32 where MLX runs on a CPU).
         group: weights per scale.
         context: positions in the cache; by default 4,096, or the model's own if that is less.
         kv_bits: of the cache; by default that of plain numbers.
@@ -251,8 +252,10 @@ def _quantization(
             return replace(stored, dtype_bytes=dtype)
         return Quantization(8 * dtype)
     text = str(bits).lower()
+    if text.endswith("bpw"):
+        return Quantization(dtype_bytes=dtype, budget=parse_level(text).budget)
     if text not in BITS:
-        raise ConfigError(f"bits is {bits!r}; expected one of {', '.join(BITS)}")
+        raise ConfigError(f"bits is {bits!r}; expected one of {', '.join(BITS)}, or such as 4.5bpw")
     if text.isdigit():
         return Quantization(int(text), group, dtype_bytes=dtype)
     mode: Any = text

@@ -36,6 +36,8 @@ class Quantization:
         dtype_bytes: of scales, and of what is not quantized (2 for 16 bits, 4 for 32).
         layers: other settings of some layers by their paths, as mlx-lm writes them into
             `config.json`; False for a layer that is left alone.
+        budget: mean bits per weight, scales included, where `quantize` deals them out; `bits` and
+            `group` then mean nothing.
 
     Raises:
         ConfigError: a format that MLX does not have.
@@ -46,6 +48,7 @@ class Quantization:
     mode: Mode = "affine"
     dtype_bytes: int = 2
     layers: Mapping[str, Any] = field(default_factory=dict)
+    budget: float | None = None
 
     def __post_init__(self) -> None:
         if self.mode in _FLOAT_MODES:
@@ -75,6 +78,8 @@ class Quantization:
         """Such as "4 bits in groups of 64"."""
         if not self.packs:
             return f"float{self.bits}"
+        if self.budget is not None:
+            return f"{self.budget:g} bits per weight"
         mixed = ", mixed" if self.layers else ""
         if self.mode != "affine":
             return self.mode + mixed
@@ -93,6 +98,8 @@ class Quantization:
 
     def matrix_bytes(self, matrix: Matrix) -> int:
         """Bytes of a matrix, scales included, biases of linear layers not."""
+        if self.budget is not None and matrix.packable:
+            return round(matrix.values * self.budget / 8)
         own = self.of_layer(matrix.path)
         plain = matrix.values * self.dtype_bytes
         if own is None or not own.packs or not matrix.packable or matrix.columns % own.group:
