@@ -46,6 +46,9 @@ _KEYWORDS = {
     "enforcement_level": ("level", "enforcement_level"),
 }
 
+# Settings that only one module has.
+_OWN = ("enforcement_level", "on_uncertain", "use_backbone")
+
 MakeModule = Callable[[], SLMModule[Any]]
 
 
@@ -322,7 +325,7 @@ class SLMFactory:
         given = {
             "pack": self._packs.get(name, config.pack),
             "threshold": config.threshold,
-            "enforcement_level": getattr(config, "enforcement_level", None),
+            **{name: getattr(config, name, None) for name in _OWN},
         }
         return {key: value for key, value in given.items() if value is not None}
 

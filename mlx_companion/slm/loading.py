@@ -96,7 +96,8 @@ class ModuleLoader:
 
     def _build(self, name: str) -> SLMModule[Any]:
         module = self._factory.get_module(name)
-        warm = getattr(module, "warm", None)
+        # A backbone otherwise loads within the time limit of the first message.
+        warm = getattr(module, "warm", None) or getattr(module, "_ready", None)
         if callable(warm):
             warm()
         return module

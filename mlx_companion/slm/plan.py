@@ -183,7 +183,7 @@ class Planner:
 
     def _step(self, name: str, group: int) -> PlanStep:
         config, module = self._config.module(name), self._factory.loaded_module(name)
-        backbone = None if module is None else getattr(module, "backbone", None)
+        backbone = getattr(module, "backbone", None) or getattr(module, "_backbone", None)
         return PlanStep(
             name,
             group,
