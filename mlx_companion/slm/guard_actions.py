@@ -23,21 +23,28 @@ _MARKED = re.compile(
     r"|(?<![\w\]])([(\[])([^()\[\]\n]{2,60})[)\]](?!\()"
 )
 _WORD = re.compile(r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*")
-_ENDS_BEFORE = ".!?:;,\u2026\u2014\u2013\"\u201d\u2019')]*_~"
 _CLOSES = '.!?,;:\u2026\u2014\u2013"\u201d)]*~-'
-_SUBJECTS = frozenset("i he she they we it and then also just the assistant".split())
-_SMALL = frozenset("a an and as at but by for from in nor of on or the to with".split())
+_SUBJECTS = frozenset(["i", "he", "she", "they", "we", "it", "and", "then", "also", "just"])
+_SMALL = frozenset(
+    ["a", "an", "and", "as", "at", "but", "by", "for", "from", "in", "of", "on", "or", "the", "to"]
+)
+_HEARD = (
+    "hm hmm hmmm well oh ah um okay yes no ok aw so hey look right sure now yeah ooh mm ha haha"
+)
+_INTERJECTIONS = frozenset(_HEARD.split())
 _ABOUT_WORDS = re.compile(
     r"\b(?:verbs?|nouns?|tense|grammar|syllables?|rhymes?|spelled|synonyms?|adverbs?|asterisks?|"
     r"emphasis|italics?|translates?|pronounced|conjugat\w+|markdown)\b",
     re.IGNORECASE,
 )
-_OBJECTS = frozenset(
-    """a an the my your his her their our its up down over back forward forwards backward away out
+_AFTER_VERB = """
+    a an the my your his her their our its up down over back forward forwards backward away out
     off around about at into in on onto to toward towards with through from for by some another
     closer nearer tea water glasses head hat tail ears hands arms one both two along beside
-    dramatically against across behind under thoughtfully""".split()
-)
+    dramatically against across behind under closer near high low still fist fingers knuckles
+    chair desk book notes page cards paws wings you me him them us
+"""
+_OBJECTS = frozenset(_AFTER_VERB.split())
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,8 @@ def _is_action(
     head = _head(words)
     if not head:
         return False
+    if "i" in words[: len(words) - len(head)] and head[0] + "s" in rules.forms["physical"]:
+        return place.before and place.after and len(head) > 1
     if head[0] in rules.forms["expressive"]:
         return _expressive(rules, head, mark, place, len(words))
     if mark not in ("*", "**", "_", "***", "__") or not place.before:
@@ -111,7 +120,7 @@ def _place(draft: Draft, start: int, end: int) -> _Place:
     previous = (draft.words_before(start, 1) or [""])[-1]
     following = (draft.words_after(end, 1) or [""])[0]
     rest = right.strip()
-    before = not bare or bare[-1] in _ENDS_BEFORE or not (bare[-1].isalnum())
+    before = not bare or not bare[-1].isalnum() or previous in _INTERJECTIONS
     after = not rest or rest[0] in _CLOSES or not rest[0].isalnum() or rest[0].isupper()
     return _Place(before, after, not bare and not rest, previous, following)
 
@@ -158,7 +167,8 @@ def _expressive(rules: GuardRules, head: list[str], mark: str, place: _Place, co
     return place.before or place.after or opens
 
 
-_NOUN_FOLLOWS = frozenset("are is was were can could may or of from have has tend mean".split())
+_NOUNLY = "are is was were can could may or of from have has tend mean"
+_NOUN_FOLLOWS = frozenset(_NOUNLY.split())
 
 
 def _physical(rules: GuardRules, head: list[str], place: _Place, content: str) -> bool:

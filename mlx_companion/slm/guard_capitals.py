@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from mlx_companion.personality.lexicon import is_word, ordinary_case
-from mlx_companion.slm.guard_text import NOT_OWN, Draft, Finding, GuardRules
+from mlx_companion.slm.guard_text import Draft, Finding, GuardRules
 
 CAPS_ENTHUSIASM = "caps_enthusiasm"
 _U = "A-Z\u00c0-\u00d6\u00d8-\u00de"
@@ -25,9 +25,32 @@ _ROMAN = re.compile(r"M{0,3}(?:CM|CD|D?C{0,3})(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3
 _ATTACHED_BEFORE = "_@#$\\/=%+<{~&^|"
 _ATTACHED_AFTER = "_@#$\\/=%+({[<&^|~"
 _EXCITED_LINE = frozenset(
-    "i you we my your so love yes wow best happy proud this that is are was it's i'm you're".split()
+    [
+        "i",
+        "you",
+        "we",
+        "my",
+        "your",
+        "so",
+        "love",
+        "yes",
+        "wow",
+        "best",
+        "happy",
+        "proud",
+        "this",
+        "that",
+        "is",
+        "are",
+        "was",
+        "it's",
+        "i'm",
+        "you're",
+    ]
 )
-_SQL = frozenset("select where join having group insert values delete create".split())
+_SQL = frozenset(
+    ["select", "where", "join", "having", "group", "insert", "values", "delete", "create"]
+)
 _TECHNICAL = re.compile(
     r"\b(?:SQL|HTTP|API|REST|query|queries|database|boolean|operator|endpoint|keyboard|shortcut)\b",
     re.IGNORECASE,
@@ -168,7 +191,9 @@ def _on_screen(draft: Draft, rules: GuardRules, token: _Token) -> bool:
     return bool(near) and token.word not in _NEVER_NAMES
 
 
-_NEVER_NAMES = frozenset("so very really this that such amazing love best".split())
+_NEVER_NAMES = frozenset(
+    ["so", "very", "really", "this", "that", "such", "amazing", "love", "best"]
+)
 
 
 def _defined(draft: Draft, token: _Token) -> bool:
@@ -213,7 +238,7 @@ def _settle(draft: Draft, tokens: list[_Token]) -> None:
 
 
 def _warns(sentence: str) -> bool:
-    return bool(re.search(r"\b(?:[Dd]o NOT|DO NOT|MUST|NEVER [a-z]+)\b", sentence))
+    return bool(re.search(r"\b(?:[Dd]o NOT|DO NOT|MUST)\b|^\s*NEVER\b", sentence))
 
 
 def _spread(draft: Draft, source: _Token, token: _Token) -> None:
@@ -251,4 +276,4 @@ def begins_sentence(draft: Draft, position: int) -> bool:
     start, _ = draft.line(position)
     left = draft.text[max(start, position - 100) : position].rstrip(" \t*_\"'\u201c\u2018([~")
     left = re.sub(r"^[\s>]*(?:[-*+\u2022]|\d{1,3}[.)]|#{1,6})?\s*", "", left[-80:])
-    return not left or left[-1] in ".!?\u2026:" and not left.endswith((":", "...", "\u2026"))
+    return not left or (left[-1] in ".!?\u2026:" and not left.endswith((":", "...", "\u2026")))

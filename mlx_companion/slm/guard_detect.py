@@ -44,7 +44,7 @@ class Detector:
         for topic, rule in self._topics.items():
             found += find_topic(draft, topic, rule)
         if settings.max_name_uses is not None:
-            found += find_name_overuse(draft, settings.max_name_uses)
+            found += find_name_overuse(draft, rules, settings.max_name_uses)
         if settings.no_excited_capitals:
             found += find_capitals(draft, rules)
         if settings.max_exclamations is not None:

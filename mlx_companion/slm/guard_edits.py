@@ -252,11 +252,12 @@ def _greets(left: str) -> bool:
     return found is not None and found[1].lower() in _GREETINGS
 
 
-_GREETINGS = frozenset(
-    """hi hello hey thanks you morning evening afternoon night sorry well done yes no okay ok sure
+_GREETED = """
+    hi hello hey thanks you morning evening afternoon night sorry well done yes no okay ok sure
     great welcome oh ah goodbye bye cheers back congratulations congrats bravo luck job work right
-    absolutely so now and but""".split()
-)
+    absolutely so now and but
+"""
+_GREETINGS = frozenset(_GREETED.split())
 
 
 def _say_you(draft: Draft, finding: Finding, begins: bool) -> Edit:

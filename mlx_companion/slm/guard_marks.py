@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from mlx_companion.slm.guard_text import NOT_OWN, Draft, Finding, GuardRules
+from mlx_companion.slm.guard_text import Draft, Finding, GuardRules
 
 EXCLAMATION_OVERUSE = "exclamation_overuse"
 EMOJI_OVERUSE = "emoji_overuse"
@@ -73,7 +73,7 @@ def _counts(draft: Draft, at: int) -> bool:
         return False
     if after and after in "!?\uff01":
         return _counts_in_run(draft, at)
-    if after.isalnum() or after in ("_", "-", "/", ":", "(") and after:
+    if after.isalnum() or (after in ("_", "-", "/", ":", "(") and after):
         joined = before.isalpha() and before.islower() and after.isupper()
         return bool(joined) or (after in "-(" and before.isalpha() and _ends_word(draft, at, after))
     if not before or before.isspace():

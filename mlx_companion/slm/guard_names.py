@@ -13,7 +13,7 @@ from collections import Counter
 
 from mlx_companion.personality.lexicon import is_word
 from mlx_companion.slm.guard_capitals import begins_sentence
-from mlx_companion.slm.guard_text import Draft, Finding
+from mlx_companion.slm.guard_text import Draft, Finding, GuardRules
 
 NAME_OVERUSE = "name_overuse"
 _NAME = r"[A-Z\u00c0-\u00de][a-z\u00df-\u00ff]+(?:[-'\u2019][A-Z]?[a-z]+)?"
@@ -31,33 +31,36 @@ _SPOKEN_TO = re.compile(
     rf"|(?:(?<=^)|(?<=[.!?\n*_]\s)|(?<=\n))(?P<opening>{_NAME})(?=[,!\u2014]\s|\s[\u2014\u2013]\s|!$)",
     re.MULTILINE,
 )
-_TALKS = frozenset(
-    """i i'm i'd i'll you you're you've your it it's that that's this the let's let there here if
+_BEGINNINGS = """
+    i i'm i'd i'll you you're you've your it it's that that's this the let's let there here if
     when what how why we we're my don't just please remember keep take try think a an no yes is are
-    do did can could would in on at for with""".split()
-)
+    do did can could would in on at for with
+"""
+_TALKS = frozenset(_BEGINNINGS.split())
+_ARTICLES = frozenset(["a", "an", "the"])
 
 
-def find_name_overuse(draft: Draft, limit: int) -> list[Finding]:
+def find_name_overuse(draft: Draft, rules: GuardRules, limit: int) -> list[Finding]:
     """The uses of the person's name over `limit`; the first ones are kept.
 
     Args:
         draft: the reply; its `user_name` may be empty.
+        rules: first names.
         limit: how many are allowed.
     """
     name = draft.user_name.strip()
-    places = _uses(draft, name) if name else _guessed(draft)
+    places = _uses(draft, rules, name) if name else _guessed(draft, rules)
     if not name and len(places) < 2:
         return []
     return [Finding(NAME_OVERUSE, start, end) for start, end in places[limit:]]
 
 
-def _uses(draft: Draft, name: str) -> list[tuple[int, int]]:
+def _uses(draft: Draft, rules: GuardRules, name: str) -> list[tuple[int, int]]:
     names = {name, name.split()[0]}
     bodies = "|".join(re.escape(one) for one in sorted(names, key=len, reverse=True))
     pattern = re.compile(rf"(?<![\w@.#/-])(?:{bodies})(?![\w@]|[-./]\w)")
     ordinary = is_word(name.split()[0])
-    spoken = {span for span in _vocatives(draft)} if ordinary else set()
+    spoken = {span for span in _vocatives(draft, rules)} if ordinary else set()
     places = []
     for found in pattern.finditer(draft.own):
         span = found.span()
@@ -84,21 +87,24 @@ def _signs(draft: Draft, span: tuple[int, int]) -> bool:
     return alone and draft.text[end:].strip() == "" and start > 0
 
 
-def _vocatives(draft: Draft) -> list[tuple[int, int]]:
+def _vocatives(draft: Draft, rules: GuardRules) -> list[tuple[int, int]]:
     places = []
     for found in _SPOKEN_TO.finditer(draft.own):
         kind = str(found.lastgroup)
-        if _is_spoken_to(draft, kind, *found.span(kind)):
+        if _is_spoken_to(draft, rules, kind, *found.span(kind)):
             places.append(found.span(kind))
     return places
 
 
-def _is_spoken_to(draft: Draft, kind: str, start: int, end: int) -> bool:
+def _is_spoken_to(draft: Draft, rules: GuardRules, kind: str, start: int, end: int) -> bool:
     text = draft.text
     if kind == "greeted":
         return True
     if kind == "opening":
-        return text[end] == "!" or (draft.words_after(end, 1) or [""])[0] in _TALKS
+        following = (draft.words_after(end, 1) or [""])[0]
+        known = text[start:end].lower() in rules.first_names
+        talks = following in _TALKS and (known or following not in _ARTICLES)
+        return text[end] == "!" or talks or (known and text[end + 1 : end + 3].strip().islower())
     # "Paris, France." and "apples, Pears, ..." are enumerations: a capital stands before the comma.
     before = draft.text[max(0, start - 40) : start - 2]
     last = re.findall(r"[^\W_]+(?:['\u2019-][^\W_]+)*", before)
@@ -113,10 +119,10 @@ def _is_spoken_to(draft: Draft, kind: str, start: int, end: int) -> bool:
     return not listed
 
 
-def _guessed(draft: Draft) -> list[tuple[int, int]]:
+def _guessed(draft: Draft, rules: GuardRules) -> list[tuple[int, int]]:
     spoken = [
         span
-        for span in _vocatives(draft)
+        for span in _vocatives(draft, rules)
         if not is_word(draft.text[span[0] : span[1]]) or _greets(draft, span)
     ]
     counts = Counter(draft.text[start:end] for start, end in spoken)
@@ -134,10 +140,11 @@ def _greets(draft: Draft, span: tuple[int, int]) -> bool:
     return word in _WORDY_NAMES
 
 
-_WORDY_NAMES = frozenset(
-    """will mark grace hope faith joy may june april rose lily violet ruby pearl jack bill bob rob
+_WORDY = """
+    will mark grace hope faith joy may june april rose lily violet ruby pearl jack bill bob rob
     frank grant drew chase hunter mason cooper carter parker summer autumn dawn eve iris ivy jade
     amber olive daisy heather holly robin ray art pat sue drew miles max sky skye sunny rich dean
     dale cliff glen heath lance wade clay reed brook penny ginger sandy candy melody harmony charity
-    destiny angel christian jordan victor norman earl duke carol gene guy josh nick pierce ward""".split()
-)
+    destiny angel christian jordan victor norman earl duke carol gene guy josh nick pierce ward
+"""
+_WORDY_NAMES = frozenset(_WORDY.split())

@@ -126,6 +126,8 @@ class TopicRule:
     weak: frozenset[str] = frozenset()
     company: frozenset[str] = frozenset()
     strangers: frozenset[str] = frozenset()
+    doubtful: frozenset[str] = frozenset()
+    proper: frozenset[str] = frozenset()
 
 
 class GuardRules:
@@ -145,6 +147,7 @@ class GuardRules:
             self.pieces = frozenset(tree["actions"]["pieces"])
             self.capitals = {k: _words(v) for k, v in tree["capitals"].items()}
             self.names_with_mark = tuple(tree["exclamations"]["names"])
+            self.first_names = _words(tree["names"]["first"])
             self.topics = {name: _topic(rule) for name, rule in tree["topics"].items()}
             self.forms = {
                 kind: _all_forms(self.actions[kind]) for kind in ("expressive", "physical")
@@ -167,6 +170,8 @@ def _topic(rule: Mapping[str, Any]) -> TopicRule:
         _words(rule.get("weak", "")),
         _words(rule.get("company", "")),
         _words(rule.get("strangers", "")),
+        _words(rule.get("doubtful", "")),
+        _words(rule.get("proper", "")),
     )
 
 

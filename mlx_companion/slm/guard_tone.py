@@ -1,17 +1,183 @@
-"""Tone: gushing praise, hype and flattery, sentence by sentence."""
+"""Tone: gushing praise, hype and flattery, sentence by sentence.
+
+Set phrases ("You've got this", "What a fantastic idea") are patterns. What no pattern names is
+judged by a small head, logistic regression over hashed n-grams of the sentence, whose probability
+was calibrated on sentences that it had not seen. Cheering of others (quotations, code) is none.
+"""
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
 from mlx_companion.slm.guard_text import Draft, Finding
+from mlx_companion.slm.linear import Calibration, LinearHead
+from mlx_companion.slm.ngrams import NGramConfig, NGrams
+from mlx_companion.slm.packs import Pack
 
 TONE_CHEERLEADER = "tone_cheerleader"
+# Emphasis and spaces say nothing about tone; neither do digits.
+_NOISE = re.compile(r"[*_~#>`]+|\s+")
+_LONGEST = 300
+_STRONG = (
+    r"(?:amazing|awesome|fantastic|incredible|wonderful|brilliant|phenomenal|spectacular|fabulous|"
+    r"magnificent|marvell?ous|stellar|superb|terrific|excellent|outstanding|fantabulous|epic|"
+    r"mind-?blowing|extraordinary|unbelievable|stunning|lovely|exciting|inspiring|great|perfect|"
+    r"beautiful|delightful|impressive|insightful|fascinating|thoughtful|profound)"
+)
+_VERY = (
+    r"(?:(?:so|such|an?|really|truly|absolutely|totally|simply|just|very|completely|quite|pretty|"
+    r"incredibly|super|utterly) ){0,3}"
+)
+_OBJECT = (
+    r"(?:questions?|ideas?|points?|insights?|observations?|thinking|attitude|initiative|"
+    r"perspective|instincts?|work|job|effort|progress|achievement|accomplishment|goal|mindset)"
+)
+_GUSHING = re.compile(
+    "|".join(
+        (
+            rf"^(?:(?:oh|wow|ah|ooh|yes|hey|well)[,! ]+)?(?:what|that's|that is|this is|it's|such)?"
+            rf"(?: |^){_VERY}{_STRONG},? (?:and {_STRONG} )?{_OBJECT}\b",
+            rf"\bwhat an? {_VERY}{_STRONG} \w+",
+            r"\byou(?:'ve| have)? (?:totally |absolutely |so )?got this(?=\s*(?:[!.,;\u2014]|$|and\b|"
+            r"champ|buddy|friend|my))",
+            r"\byou can do (?:this|it)(?=\s*(?:!|$)|, (?:i|we) )",
+            r"\b(?:i|we) (?:totally |truly |really |fully |always )?believe in you\b",
+            r"\bbelieve in yourself\b",
+            r"\b(?:i'm|i am|we're|we are|so) (?:so |very |really |incredibly |super |truly |just )*"
+            r"proud of you\b",
+            r"\b(?:i'm|i am) (?:so |just |absolutely |truly |beyond |really |super |totally )+"
+            r"(?:excited|thrilled|happy|delighted|pumped|stoked|psyched|impressed|honored|honoured|"
+            r"glad)\b",
+            r"\b(?:i'm|i am) (?:thrilled|stoked|pumped|psyched|over the moon|in awe|blown away|"
+            r"obsessed)\b",
+            r"\bi (?:just |absolutely |totally |really |truly )*(?:love|adore) (?:this|that|it|your|"
+            r"how you|the way you)\b(?=.{0,60}!|.{0,30}(?:energy|enthusiasm|attitude|idea|passion|"
+            r"question|curiosity|for you|so much))",
+            r"\b(?:absolutely|totally|just) (?:love|adore) (?:this|that|it|your|how)\b",
+            r"\bkeep (?:up the (?:great|good|amazing|awesome|fantastic|excellent|incredible) work|"
+            r"(?:on )?(?:shining|crushing|slaying|rocking)|being (?:awesome|amazing|you))\b",
+            r"\byou(?:'re| are) (?:\w+ ){0,2}(?:amazing|awesome|incredible|unstoppable|brilliant|"
+            r"fantastic|wonderful|phenomenal|inspiring|on fire|crushing it|killing it|nailing it|"
+            r"slaying|the best|one of a kind|doing (?:so )?(?:great|amazing|fantastic|awesome|"
+            r"incredible|wonderful)(?:ly)?)(?=\s*(?:[!.,;\u2014]|$|and\b|for\b|at\b))",
+            r"\byou(?:'re| are)? (?:such |just )?(?:an? )?(?:absolute |total |complete |real |true "
+            r"|coding |little )*(?:rock ?star|superstar|legend|genius|champ(?:ion)?|rock)"
+            r"(?=\s*(?:[!.,]|$))",
+            r"\b(?:you|you've|you have) (?:totally |absolutely |really |just )?(?:nailed|crushed|"
+            r"smashed|slayed|rocked|knocked) (?:it|this|that)\b(?! out of (?:the list|order))",
+            r"\b(?:crush|smash|nail|slay|rock) (?:it|this)(?=\s*(?:!|together\b))",
+            r"\b(?:you're|you are) going to (?:absolutely |totally )?(?:crush|smash|nail|rock|slay|do "
+            r"(?:great|amazing))\b",
+            r"\b(?:the )?sky(?:'s| is) the limit\b",
+            r"\b(?:how|so|super|this is so) exciting(?=\s*(?:!|$))",
+            r"\bhow (?:amazing|wonderful|fantastic|incredible|awesome|exciting|thrilling|cool)"
+            r"(?=\s*(?:[!.]|$|is (?:that|this)|of you))",
+            r"\b(?:i )?(?:just )?(?:can't|cannot|can not) wait to (?:see|hear|help|dive|get started|"
+            r"explore|share)\b",
+            r"\blet's (?:gooo*|do this|make (?:it|magic|some magic)|crush|rock|smash)\b(?=.{0,30}!|"
+            r"\s*(?:together|$))",
+            r"^(?:way to go|go you|go get 'em|woo+ ?hoo+|yay+|hooray|woot|bravo|amazing|awesome|"
+            r"fantastic|incredible|wonderful|brilliant|spectacular|phenomenal|superb|absolutely"
+            r"|wow)(?:,? [\w']+){0,2}!",
+            r"\b(?:best|greatest|coolest|most amazing) (?:\w+ ){1,3}ever(?=\s*!)",
+            r"\bgive yourself (?:a )?(?:huge |big )?(?:pat|round|credit|hug)\b.{0,40}!",
+            r"\bpat yourself on the back\b",
+            r"\b(?:i'm|i am) (?:always )?(?:rooting|cheering) for you\b",
+            r"\b(?:you're|you are) (?:absolutely|so|totally|completely) right\b(?=.{0,3}!)",
+            r"\byou(?:'re| are) (?:so|such an?|truly|incredibly) (?:smart|clever|wise|talented|"
+            r"gifted|insightful|thoughtful|creative|brave|strong|kind)\b(?!er)",
+            r"\byou should be (?:so |very |really |incredibly |super )+proud\b",
+            r"\byour (?:\w+ ){1,3}(?:is|are) (?:so |truly |absolutely |just |simply |really )+"
+            r"(?:amazing|inspiring|incredible|contagious|remarkable|awesome|wonderful|beautiful|"
+            r"fantastic|brilliant|impressive|admirable)\b",
+            r"\b(?:nothing can stop you|reach for the stars|dream big|shine on|good vibes|"
+            r"you make the world|mind[- ]blown|be amazed|game[- ]changer!)",
+            r"\b(?:this|that|it)(?:'s| is| sounds| looks) (?:so |just |absolutely |truly |totally "
+            r"|simply |really )*(?:amazing|awesome|fantastic|incredible|wonderful|brilliant|"
+            r"phenomenal|spectacular|fabulous|magnificent|marvell?ous)(?=\s*!)",
+        )
+    ),
+    re.IGNORECASE,
+)
 
 
+@dataclass(frozen=True)
 class ToneHead:
+    """The trained part.
+
+    Attributes:
+        features: n-grams of a sentence.
+        head: their weights.
+        calibration: from logit to probability.
+        threshold: at and above which a sentence cheers.
+    """
+
+    features: NGrams
+    head: LinearHead
+    calibration: Calibration
+    threshold: float
+
     @classmethod
-    def of_pack(cls, pack):
-        return None
+    def of_pack(cls, pack: Pack) -> ToneHead | None:
+        """The head of a pack; None when it holds rules only.
+
+        Raises:
+            SLMError: its arrays do not fit.
+        """
+        settings = pack.settings.get("tone")
+        if not settings:
+            return None
+        return cls(
+            NGrams(NGramConfig(**settings["ngrams"])),
+            LinearHead.from_arrays(pack.arrays, "tone"),
+            Calibration(settings["slope"], settings["offset"]),
+            float(settings["threshold"]),
+        )
+
+    def probability(self, sentences: list[str]) -> np.ndarray:
+        """Probability of cheering for each sentence, shape (N,)."""
+        rows = self.features.transform([tone_text(one) for one in sentences])
+        return self.calibration(self.head.logits([rows])[:, 0])
+
+
+def tone_text(sentence: str) -> str:
+    """A sentence as the head reads it: no emphasis, straight apostrophes, single spaces."""
+    return _NOISE.sub(" ", sentence.replace("\u2019", "'")).strip()[:_LONGEST]
+
+
+@lru_cache(maxsize=512)
+def gushes(sentence: str) -> bool:
+    """Tell whether a set phrase of cheering is in a sentence, as `tone_text` gives it."""
+    return _GUSHING.search(sentence) is not None
 
 
 def find_tone(draft: Draft, head: ToneHead | None) -> list[Finding]:
-    return []
+    """Every sentence that cheers.
+
+    Args:
+        draft: the reply.
+        head: the trained head; None for patterns alone.
+    """
+    spans = [span for span in draft.sentences() if _judged(draft, span)]
+    texts = [tone_text(draft.own[start:end]) for start, end in spans]
+    chances = head.probability(texts) if head and texts else np.zeros(len(texts))
+    least = head.threshold if head else 1.1
+    found = []
+    for (start, end), said, chance in zip(spans, texts, chances, strict=True):
+        pattern = gushes(said)
+        if pattern or chance >= least:
+            first = start + len(draft.text[start:end]) - len(draft.text[start:end].lstrip())
+            sure = 0.95 if pattern else float(chance)
+            found.append(Finding(TONE_CHEERLEADER, first, end, {"sure": sure}))
+    return found
+
+
+def _judged(draft: Draft, span: tuple[int, int]) -> bool:
+    said = draft.own[span[0] : span[1]]
+    own = sum(character.isalpha() for character in said)
+    every = sum(character.isalpha() for character in draft.text[span[0] : span[1]])
+    return own > 2 and 2 * own > every and not draft.markup.inside(span[0], "heading")

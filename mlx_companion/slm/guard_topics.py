@@ -63,7 +63,8 @@ def find_topic(draft: Draft, topic: str, rule: TopicRule) -> list[Finding]:
         start, end = match.span()
         term = " ".join(match.group().lower().split())
         inside = any(first <= start and end <= last for first, last in excepted)
-        if inside or _in_name(draft, start, end) or not _keeps_company(draft, rule, term, start):
+        named = term not in rule.proper and _in_name(draft, start, end)
+        if inside or named or not _keeps_company(draft, rule, term, start):
             continue
         detail = {"after": rule.terms.get(term, ""), "term": term}
         found.append(Finding(topic_violation(topic), start, end, detail))
@@ -92,7 +93,7 @@ def _pattern(terms: tuple[str, ...]) -> re.Pattern[str]:
     ]
     # Not within an identifier, a file name or a longer word.
     return re.compile(
-        rf"(?<![\w@/\\.$-])(?<!\w['\u2019])(?:{'|'.join(bodies)})(?![\w@\\]|[-/.]\w|\()",
+        rf"(?<![\w@/\\.$])(?<!\w['\u2019])(?:{'|'.join(bodies)})(?![\w@\\]|[/.]\w|\()",
         re.IGNORECASE,
     )
 
@@ -118,10 +119,11 @@ def _in_name(draft: Draft, start: int, end: int) -> bool:
 
 
 def _keeps_company(draft: Draft, rule: TopicRule, term: str, start: int) -> bool:
-    if term not in rule.weak:
+    if term not in rule.weak and term not in rule.doubtful:
         return True
     first, last = draft.sentence(start)
     near = draft.prose[max(first, start - 200) : min(last, start + 200)]
     words = set(_WORDS.findall(near.lower())) - {term}
     proper = draft.text[start].isupper() and not begins_sentence(draft, start)
-    return bool(words & rule.company) and not words & rule.strangers and not proper
+    friends = term in rule.doubtful or (bool(words & rule.company) and not proper)
+    return friends and not words & rule.strangers
