@@ -37,6 +37,8 @@ ConfigFile = Annotated[Path | None, option("FILE", "YAML file with settings.", "
 Set = Annotated[list[str] | None, option("KEY=VALUE", "One setting; repeatable.", "--set")]
 Seed = Annotated[int | None, option("N", "Makes the run repeatable.")]
 ClearStop = Annotated[bool, flag("--clear-stop", "Take back the kill switch first.")]
+Model = Annotated[str | None, option("NAME", "Alias, hub id, folder or GGUF file.")]
+Profile = Annotated[str | None, option("NAME", "Style profile: a packaged name or a file.")]
 AsJson = Annotated[bool, flag("--json", "Print JSON instead of tables.")]
 
 

@@ -15,17 +15,21 @@ from __future__ import annotations
 import time
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from mlx_companion.errors import DataError
 from mlx_companion.models.generation import Reply
 from mlx_companion.personality import Profile, system_prompt
 from mlx_companion.runtime.seeds import derive_seed
 from mlx_companion.runtime.stop import NEVER, StopSwitch
-from mlx_companion.store import Interaction, Store
+from mlx_companion.store import ContextEntry, Interaction, Store
 from mlx_companion.store.values import check_prompt, new_id
 
-__all__ = ["Chat", "Speaker", "Turn"]
+if TYPE_CHECKING:
+    from mlx_companion.loop.trace import Trace
+    from mlx_companion.slm.sync import Change
+
+__all__ = ["Chat", "Learning", "Speaker", "Turn"]
 
 
 class Speaker(Protocol):
@@ -43,6 +47,36 @@ class Speaker(Protocol):
         switch: StopSwitch,
     ) -> Generator[str, None, Reply]:
         """Pieces of the reply; the return value is the whole reply."""
+        ...
+
+
+class Learning(Protocol):
+    """What else a conversation with the small modules can do (`loop.companion.Companion`)."""
+
+    last_trace: Trace | None
+
+    def learned(self) -> list[ContextEntry]:
+        """What is known of the person."""
+        ...
+
+    def pending(self) -> list[ContextEntry]:
+        """What waits for the person's word."""
+        ...
+
+    def approve(self, update_id: str) -> Change:
+        """Let a change that waits take effect."""
+        ...
+
+    def reject(self, update_id: str) -> None:
+        """Drop a change that waits."""
+        ...
+
+    def undo(self, update_id: str | None = None) -> Change | None:
+        """Take back one thing that was learned."""
+        ...
+
+    def forget(self, *, conversations: bool = False) -> dict[str, int]:
+        """Delete what was learned."""
         ...
 
 
@@ -66,7 +100,10 @@ class Chat:
     Attributes:
         history: this conversation so far, as (what the person said, the reply).
         last: the last stored exchange of this conversation, to which feedback belongs.
+        learning: what the small modules add, where they are in use.
     """
+
+    learning: Learning | None = None
 
     def __init__(self, companion: Speaker, store: Store, seed: int | None = None) -> None:
         self.companion = companion

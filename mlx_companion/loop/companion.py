@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,7 +106,7 @@ class Companion:
         self.served = served
         self.store = store
         self.sync = ContextSyncManager(store, sync)
-        self.conversation = Chat(served, store, seed)
+        self.conversation: Chat = _Conversation(self, seed)
         self.research = research
         self.last_trace: Trace | None = None
         self._research_seconds = research_seconds
@@ -361,6 +361,22 @@ class Companion:
         if self._turns is None or self._turns[0] is not loop:
             self._turns = (loop, asyncio.Lock())
         return self._turns[1]
+
+
+class _Conversation(Chat):
+    """The companion's conversation, for whoever talks through a `Chat`, as the terminal does."""
+
+    def __init__(self, companion: Companion, seed: int | None) -> None:
+        super().__init__(companion.served, companion.store, seed)
+        self.learning = self._whole = companion
+
+    def say(
+        self, prompt: str, switch: StopSwitch = NEVER
+    ) -> Generator[str, None, Interaction | None]:
+        """The reply in one piece, since the guard has to see all of it first."""
+        reply = self._whole.chat_sync(prompt, switch=switch)
+        yield reply.text
+        return reply.interaction
 
 
 def _drain(pieces: Any) -> Reply:

@@ -56,6 +56,7 @@ class ServedModel:
             AdapterError: the adapter is missing, changed, or made for another base.
             LoopError: the store's versions belong to another base model.
         """
+        profile = load_profile(config.profile)
         lm = lm or load(config.model)
         active = store.versions.active()
         if active is not None and active.base_sha256 not in (None, lm.base_sha256):
@@ -65,7 +66,7 @@ class ServedModel:
                 "give that model with --model, or another folder with --data-dir"
             )
         store.versions.ensure_base(lm.base_sha256, lm.source)
-        companion = cls(lm, load_profile(config.profile), config.serve)
+        companion = cls(lm, profile, config.serve)
         companion.use(store.versions.active())
         return companion
 

@@ -19,16 +19,18 @@ from rich.text import Text
 from mlx_companion.errors import CompanionError, DataError
 from mlx_companion.loop.chat import Chat
 from mlx_companion.loop.console import clean
+from mlx_companion.loop.talk_learned import COMMANDS, LEARNED_HELP, obey
 from mlx_companion.runtime.stop import StopSwitch
 
 __all__ = ["talk"]
 
-HELP = """\
+HELP = f"""\
 /good       the last reply was good
 /bad        the last reply was bad
 /edit TEXT  the last reply should have read TEXT
 /new        begin another conversation
 /stats      what is stored
+{LEARNED_HELP}
 /help       this list
 /quit       leave (so does Ctrl-D); Ctrl-C ends a reply that is being written"""
 
@@ -104,6 +106,8 @@ def _obey(chat: Chat, console: Console, command: str, text: str) -> None:
             said = "\n".join(f"{name:<21}{count:,}" for name, count in chat.stats().items())
         case "help":
             said = HELP
+        case _ if command in COMMANDS:
+            said = clean(obey(chat.learning, command, text))
         case "quit" | "exit":
             raise _Leave
         case _:

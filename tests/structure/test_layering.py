@@ -40,6 +40,7 @@ LAYERS = [
         "cli_runs",
         "cli_slm",
         "cli_sou",
+        "cli_talk",
     },
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
