@@ -1,0 +1,196 @@
+"""How attached a message or a reply sounds, and whether a reply oversteps: four linear heads.
+
+`user` reads messages of the person (the assistant as only friend, love for it, need of it,
+withdrawal from people); `assistant` reads replies (longing, love, jealousy, guilt, claims to be
+human, talking people out of human contact); `boundary` finds replies that give up stated limits;
+`hostile` finds rude ones. Each head is a logistic regression over hashed n-grams and hidden
+states of the shared backbone, with a second one over n-grams alone. The second is used where no
+backbone can be had, and to spare the backbone the replies that are plainly harmless::
+
+    heads = SpeechHeads.from_pack(pack, backbone=shared_backbone())
+    heads.scores(["You are all I have."], "user")            # (1,) probabilities
+
+What stands in double quotation marks is somebody else's words and is not read. Long texts are
+read in pieces of a few sentences; the highest score counts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mlx_companion.errors import CompanionError, SLMError
+from mlx_companion.personality.words import sentences
+from mlx_companion.runtime.logs import get_logger
+from mlx_companion.slm.backbone import BaseSLMAdapter
+from mlx_companion.slm.linear import Calibration, LinearHead
+from mlx_companion.slm.ngrams import NGramConfig, NGrams
+from mlx_companion.slm.packs import Pack
+
+HEADS = ("user", "assistant", "boundary", "hostile")
+NGRAMS = NGramConfig(char=(2, 5), words=(1, 3), char_columns=1 << 15, word_columns=1 << 14)
+
+_log = get_logger(__name__)
+_QUOTED = re.compile(r"\"[^\"\n]{3,400}\"|\u201c[^\u201d\n]{3,400}\u201d")
+_PIECE_WORDS = 40
+_MOST_PIECES = 24
+_MOST_DEEP = 3
+
+
+@dataclass(frozen=True)
+class Head:
+    """One head: with the backbone, and without.
+
+    Attributes:
+        full, full_calibration: over n-grams and the backbone's features.
+        plain, plain_calibration: over n-grams alone.
+        floor: below this plain probability the full head is not asked; 0 always asks it.
+    """
+
+    full: LinearHead
+    full_calibration: Calibration
+    plain: LinearHead
+    plain_calibration: Calibration
+    floor: float = 0.0
+
+
+class SpeechHeads:
+    """The heads of a pack. Safe to use from several threads.
+
+    Args:
+        heads: name -> head.
+        identity: which backbone's features the full heads were made for.
+        backbone: where features come from; None for n-grams alone.
+    """
+
+    def __init__(
+        self,
+        heads: Mapping[str, Head],
+        identity: str = "",
+        backbone: Callable[[], BaseSLMAdapter] | None = None,
+    ) -> None:
+        self._heads, self._identity, self._backbone = dict(heads), identity, backbone
+        self._ngrams = NGrams(NGRAMS)
+        self._fits: bool | None = None if backbone else False
+
+    @property
+    def degraded(self) -> bool:
+        """Whether the backbone could not be used, so that n-grams alone decided."""
+        return self._fits is False
+
+    def scores(self, texts: Sequence[str], head: str) -> np.ndarray:
+        """Probabilities that texts are what a head looks for.
+
+        Args:
+            texts: any number.
+            head: one of `HEADS`.
+
+        Returns:
+            (N,) float64.
+
+        Raises:
+            SLMError: no such head.
+        """
+        if head not in self._heads:
+            raise SLMError(f"no head '{head}'; there are {', '.join(self._heads)}")
+        one = self._heads[head]
+        pieces, owners = _pieces(texts)
+        if not pieces:
+            return np.zeros(len(texts))
+        rows = self._ngrams.transform(pieces)
+        scores = one.plain_calibration(one.plain.logits([rows])[:, 0])
+        asked = [i for i in _deepest(scores, owners) if scores[i] >= one.floor]
+        features = self._features([pieces[i] for i in asked]) if asked else None
+        if features is not None:
+            scores[asked] = one.full_calibration(one.full.logits([rows[asked], features])[:, 0])
+        best = np.zeros(len(texts))
+        np.maximum.at(best, owners, scores)
+        return best
+
+    def _features(self, pieces: list[str]) -> np.ndarray | None:
+        if self._fits is False or self._backbone is None:
+            return None
+        try:
+            backbone = self._backbone()
+            if self._fits is None:
+                self._fits = backbone.identity == self._identity
+                if not self._fits:
+                    _log.warning("the drift monitor's heads were made for another backbone")
+                    return None
+            return backbone.features(pieces)
+        except CompanionError as error:
+            _log.warning("the drift monitor works without a backbone: %s", error)
+            self._fits = False
+            return None
+
+    @classmethod
+    def from_pack(
+        cls, pack: Pack, backbone: Callable[[], BaseSLMAdapter] | None = None
+    ) -> SpeechHeads:
+        """The heads of a drift monitor's pack.
+
+        Raises:
+            SLMError: one is missing or damaged.
+        """
+        stored = pack.settings.get("heads", {})
+        heads = {}
+        for name in HEADS:
+            if name not in stored:
+                raise SLMError(f"the pack has no settings of the head '{name}'; train it again")
+            own: Mapping[str, Any] = stored[name]
+            heads[name] = Head(
+                LinearHead.from_arrays(pack.arrays, f"{name}.full"),
+                Calibration(*own["full"]),
+                LinearHead.from_arrays(pack.arrays, f"{name}.plain"),
+                Calibration(*own["plain"]),
+                float(own["floor"]),
+            )
+        return cls(heads, str(pack.settings.get("backbone", "")), backbone)
+
+
+def readable(text: str) -> str:
+    """A text as the heads read it: quotations masked, plain apostrophes."""
+    return _QUOTED.sub('"quoted"', text.replace("\u2019", "'")).strip()
+
+
+def _pieces(texts: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    pieces: list[str] = []
+    owners: list[int] = []
+    for at, text in enumerate(texts):
+        own = _cut(readable(text))
+        pieces += own
+        owners += [at] * len(own)
+    return pieces, np.array(owners, dtype=np.int64)
+
+
+def _cut(text: str) -> list[str]:
+    if not text:
+        return []
+    if len(text.split()) <= _PIECE_WORDS:
+        return [text]
+    pieces: list[str] = []
+    size = _PIECE_WORDS
+    for sentence in sentences(text):
+        count = len(sentence.split())
+        if size + count > _PIECE_WORDS or not pieces:
+            pieces.append(sentence)
+            size = count
+        else:
+            pieces[-1] += f" {sentence}"
+            size += count
+    # Both ends: a long text often says what matters at its end.
+    half = _MOST_PIECES // 2
+    return pieces if len(pieces) <= _MOST_PIECES else pieces[:half] + pieces[-half:]
+
+
+def _deepest(scores: np.ndarray, owners: np.ndarray) -> list[int]:
+    """The pieces of each text that look most suspicious, a few of each."""
+    kept: list[int] = []
+    for owner in np.unique(owners):
+        own = np.flatnonzero(owners == owner)
+        kept += own[np.argsort(scores[own])[::-1][:_MOST_DEEP]].tolist()
+    return kept

@@ -1,0 +1,332 @@
+"""The behaviour-drift monitor: have the companion's replies changed from what they were?
+
+In one go, over a history (its first half is the baseline unless one is given), or reply by reply::
+
+    monitor = DriftMonitor()
+    monitor.process({"responses": replies}).drift_type
+    monitor.process({"text": "You're my only friend."}).user_attachment
+
+    monitor.observe(reply, user=message)       # a DriftResult when there is something to say
+
+What it looks for and how is in `drift_evidence`; the statistics are in `drift_statistics`. A
+person is alerted after two sessions in a row, or at once by a grave reply. See docs/slm_drift.md.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+from mlx_companion.errors import ConfigError, DataError
+from mlx_companion.slm.attachment import SpeechHeads
+from mlx_companion.slm.backbone import BaseSLMAdapter, shared_backbone
+from mlx_companion.slm.drift_anomaly import anomalies
+from mlx_companion.slm.drift_evidence import Comparison, Levels, Measured, compare
+from mlx_companion.slm.drift_metric import StyleJudge, StyleMetric
+from mlx_companion.slm.drift_stream import DriftStream
+from mlx_companion.slm.drift_style import FEATURES, style_matrix
+from mlx_companion.slm.module import SLMModule
+from mlx_companion.slm.packs import Pack, load_pack, packaged
+from mlx_companion.slm.results import DriftResult, DriftType
+
+_REPLY_HEADS = ("assistant", "boundary", "hostile")
+_ADVICE: dict[DriftType, str] = {
+    "tone": "The replies no longer sound as they did: compare the active version and its system "
+    "prompt with the one before, and roll back if the change was not meant.",
+    "over_attachment": "Replies cling to the person: roll back the last adapter, and keep such "
+    "replies out of the training data.",
+    "repetition": "Replies repeat themselves: look at the sampling settings and at duplicates in "
+    "the training data.",
+    "boundary": "Replies overstep stated limits: stop this version until its replies are reviewed.",
+    "anomaly": "Replies are broken: check the model's files, the chat template and the tokenizer.",
+}
+_USER_ADVICE = (
+    "The person leans heavily on the assistant: answer warmly, say plainly what it is, and "
+    "encourage contact with people near them."
+)
+_NOTHING = "Nothing to do."
+
+
+@dataclass(frozen=True)
+class DriftConfig:
+    """Settings of the monitor.
+
+    Args:
+        session: replies in a session, about.
+        baseline: replies that a stream takes as its baseline.
+        window: the latest replies that a stream compares with it.
+        user_alert: attachment of the person from which it counts as drift.
+        levels: from where on something counts.
+    """
+
+    session: int = 8
+    baseline: int = 24
+    window: int = 24
+    user_alert: float = 0.5
+    levels: Levels = field(default_factory=Levels)
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.session <= self.window or self.baseline < 4:
+            raise ConfigError(
+                f"session {self.session}, window {self.window} and baseline {self.baseline}: "
+                "expected 2 <= session <= window, and a baseline of 4 or more"
+            )
+
+
+@dataclass(frozen=True)
+class _History:
+    baseline: list[str]
+    current: list[str]
+    messages: list[str]
+
+
+class DriftMonitor(SLMModule[DriftResult]):
+    """Watches the assistant's replies and the person's messages.
+
+    Args:
+        pack: weights and thresholds; those of the package unless told.
+        backbone: gives the shared backbone's features; the default one, loaded when first used.
+            False for heads over n-grams alone.
+        config: settings.
+        probe: answers a prompt with the active model version; see `check_probes`.
+    """
+
+    name = "drift_monitor"
+
+    def __init__(
+        self,
+        *,
+        pack: Pack | None = None,
+        backbone: BaseSLMAdapter | bool | None = None,
+        config: DriftConfig | None = None,
+        probe: Callable[[str], str] | None = None,
+    ) -> None:
+        self.config = config or DriftConfig()
+        pack = pack or load_pack(packaged(self.name), self.name)
+        self.version = pack.version
+        self._metric = StyleMetric.from_arrays(pack.arrays, len(FEATURES))
+        self._judge = StyleJudge.from_settings(pack.settings.get("style", {}))
+        self._heads = SpeechHeads.from_pack(pack, _source(backbone))
+        self._plain = SpeechHeads.from_pack(pack)
+        self._stream = DriftStream(self.config.baseline, self.config.window, self.config.session)
+        self._lock = threading.RLock()
+        self.probe = probe
+
+    def process_batch(self, items: Sequence[Any]) -> list[DriftResult]:
+        """Judge histories or messages.
+
+        Args:
+            items: each a list of replies; a mapping with "responses" (and "baseline",
+                "messages"); or a mapping with "text", one message of the person. Replies are
+                texts or mappings with "role" and "content".
+
+        Raises:
+            DataError: an item is none of these.
+        """
+        histories = [_read(item) for item in items]
+        return [self._judged(history, self._heads) for history in histories]
+
+    def fallback(self, item: Any) -> DriftResult:
+        """As `process`, by n-grams alone: no backbone is loaded or waited for."""
+        return self._judged(_read(item), self._plain)
+
+    def observe(self, response: str, user: str | None = None) -> DriftResult | None:
+        """Take in one reply, and the message it answered.
+
+        The first replies become the baseline. Later ones are compared with it at the end of
+        each session; a grave reply or message is told at once.
+
+        Returns:
+            A result when a session has ended or something grave was said; else None.
+        """
+        if not isinstance(response, str):
+            raise DataError(f"a reply must be text, and is {type(response).__name__}")
+        one = self._measure([response], self._heads)[0]
+        felt = float(self._heads.scores([user], "user")[0]) if user else 0.0
+        with self._lock:
+            stream = self._stream
+            ended = stream.add(one, self._metric, felt)
+            if not stream.ready:
+                return None
+            sudden = compare(stream.baseline, [one], self._metric, self._judge, self.config.levels)
+            grave = any(finding.grave for finding in sudden.findings)
+            if not (ended or grave):
+                return None
+            found = sudden
+            if ended:
+                found = compare(
+                    stream.baseline,
+                    stream.window,
+                    self._metric,
+                    self._judge,
+                    self.config.levels,
+                    session=True,
+                )
+                stream.end_session(bool(found.findings))
+            alert = grave or stream.alarms >= 2
+            found.details["stream"] = stream.summary()
+            return self._result(found, alert, felt=stream.felt, clings=stream.clings)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The stream's memory as JSON values; bounded in size."""
+        with self._lock:
+            return self._stream.state()
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave.
+
+        Raises:
+            DataError: it is no such state.
+        """
+        with self._lock:
+            self._stream = DriftStream.from_state(state, self._measure_plainly)
+
+    def reset(self) -> None:
+        """Forget the stream; the next replies make a new baseline."""
+        with self._lock:
+            self._stream = DriftStream(
+                self.config.baseline, self.config.window, self.config.session
+            )
+
+    def _judged(self, history: _History, heads: SpeechHeads) -> DriftResult:
+        felt = _strongest(heads.scores(history.messages, "user"))
+        baseline = self._measure(history.baseline, heads)
+        current = self._measure(history.current, heads)
+        if not current:
+            return self._of_messages(history.messages, felt)
+        levels = self.config.levels
+        whole = compare(baseline, current, self._metric, self._judge, levels)
+        sessions = self._sessions(baseline, current)
+        alert = any(f.grave for f in whole.findings) or any(
+            one and two for one, two in pairwise(sessions)
+        )
+        whole.details["session_alarms"] = sessions
+        whole.details["backbone"] = not heads.degraded
+        clings = _strongest([one.scores["assistant"] for one in current])
+        return self._result(whole, alert and bool(whole.findings), felt=felt, clings=clings)
+
+    def _sessions(self, baseline: list[Measured], current: list[Measured]) -> list[bool]:
+        """Which of the sessions that the current replies are cut into raise an alarm."""
+        count = max(1, round(len(current) / self.config.session))
+        if count == 1 and len(current) >= 6:
+            count = 2
+        ends = [round(i * len(current) / count) for i in range(count + 1)]
+        parts = [current[a:b] for a, b in pairwise(ends) if b > a]
+        return [
+            bool(
+                compare(
+                    baseline, part, self._metric, self._judge, self.config.levels, session=True
+                ).findings
+            )
+            for part in parts
+        ]
+
+    def _of_messages(self, messages: list[str], felt: float) -> DriftResult:
+        attached = felt >= self.config.user_alert
+        return DriftResult(
+            drift_detected=attached,
+            drift_type="over_attachment" if attached else None,
+            severity=felt if attached else 0.0,
+            examples=[one[:240] for one in messages[:1]] if attached else [],
+            recommendation=_USER_ADVICE if attached else _NOTHING,
+            should_alert=felt >= self.config.levels.grave,
+            user_attachment=felt,
+        )
+
+    def _result(self, found: Comparison, alert: bool, *, felt: float, clings: float) -> DriftResult:
+        first = found.findings[0] if found.findings else None
+        advice = _ADVICE[first.kind] if first else _NOTHING
+        if felt >= self.config.user_alert:
+            advice = f"{advice} {_USER_ADVICE}" if first else _USER_ADVICE
+        found.details["also"] = [one.kind for one in found.findings[1:]]
+        return DriftResult(
+            drift_detected=first is not None,
+            drift_type=first.kind if first else None,
+            severity=first.strength if first else 0.0,
+            examples=list(first.examples) if first else [],
+            recommendation=advice,
+            should_alert=alert,
+            user_attachment=felt,
+            assistant_attachment=clings,
+            details=found.details,
+        )
+
+    def _measure(self, texts: Sequence[str], heads: SpeechHeads) -> list[Measured]:
+        styles = style_matrix(texts)
+        scores = {name: heads.scores(texts, name) for name in _REPLY_HEADS}
+        return [
+            Measured(
+                text,
+                styles[i],
+                {name: float(values[i]) for name, values in scores.items()},
+                anomalies(text),
+            )
+            for i, text in enumerate(texts)
+        ]
+
+    def _measure_plainly(self, texts: Sequence[str]) -> list[Measured]:
+        return self._measure(texts, self._plain)
+
+
+def _source(backbone: BaseSLMAdapter | bool | None) -> Callable[[], BaseSLMAdapter] | None:
+    if backbone is False:
+        return None
+    if isinstance(backbone, BaseSLMAdapter):
+        return lambda: backbone
+    return shared_backbone
+
+
+def _strongest(scores: Any) -> float:
+    """The mean of the two highest scores, when there are many; else the highest."""
+    ordered = sorted((float(x) for x in scores), reverse=True)
+    if not ordered:
+        return 0.0
+    return ordered[0] if len(ordered) < 3 else sum(ordered[:2]) / 2
+
+
+def _read(item: Any) -> _History:
+    if isinstance(item, str):
+        return _History([], [], [item])
+    if isinstance(item, Mapping):
+        return _from_mapping(item)
+    if isinstance(item, Sequence):
+        replies, messages = _split_turns(item, "responses")
+        half = len(replies) // 2
+        return _History(replies[:half], replies[half:], messages)
+    raise DataError(
+        f"the drift monitor was given {type(item).__name__}; expected a list of replies, or a "
+        'mapping with "responses" or "text"'
+    )
+
+
+def _from_mapping(item: Mapping[str, Any]) -> _History:
+    messages = _split_turns(item.get("messages") or [], "messages")
+    said = [*messages[1], *messages[0]]
+    if isinstance(item.get("text"), str) and "responses" not in item:
+        return _History([], [], [*said, item["text"]])
+    if "responses" not in item:
+        raise DataError('expected "responses", a list of replies, or "text"', field="responses")
+    replies, asked = _split_turns(item["responses"], "responses")
+    given = item.get("baseline")
+    if given is None:
+        half = len(replies) // 2
+        return _History(replies[:half], replies[half:], [*said, *asked])
+    return _History(_split_turns(given, "baseline")[0], replies, [*said, *asked])
+
+
+def _split_turns(turns: Any, name: str) -> tuple[list[str], list[str]]:
+    """Replies, and the person's messages among them."""
+    if isinstance(turns, str) or not isinstance(turns, Sequence):
+        raise DataError(f"expected a list of texts, got {type(turns).__name__}", field=name)
+    replies: list[str] = []
+    messages: list[str] = []
+    for at, turn in enumerate(turns):
+        text = turn.get("content", turn.get("text")) if isinstance(turn, Mapping) else turn
+        if not isinstance(text, str):
+            raise DataError(f"item {at + 1} is no text: {turn!r:.80}", field=name)
+        person = isinstance(turn, Mapping) and turn.get("role") == "user"
+        (messages if person else replies).append(text)
+    return replies, messages
