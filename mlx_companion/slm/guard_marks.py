@@ -15,21 +15,9 @@ EXCLAMATION_OVERUSE = "exclamation_overuse"
 EMOJI_OVERUSE = "emoji_overuse"
 _MARKS = re.compile(r"[!\uff01\u2757\u2755\u203c\ufe57]")
 _RUN = re.compile(r"[!?\uff01\uff1f\u203c\ufe57]+")
-_CLOSING = "\"'\u201d\u2019)]}*_~\u00bb"
 _ODD_TOKEN = re.compile(r"[@#$%^&+=~\\|<>]")
 _FACTORIAL = re.compile(r"\s*(?:[=+\-*/^<>\u00d7\u00f7\u2248)\]]|(?:is|equals|means|ways|grows)\b)")
 _ABOUT_MARK = frozenset(["the", "a", "operator", "symbol", "prefix", "an", "use", "using", "with"])
-# A pictograph with its skin tone, joined parts and variation sign; a flag; a keycap.
-EMOJI = re.compile(
-    "(?:[\U0001f1e6-\U0001f1ff]{2}|[0-9#*]\ufe0f?\u20e3|"
-    "[\U0001f000-\U0001f1e5\U0001f200-\U0001faff\u2600-\u26ff\u2728\u2764\u2763\u270a-\u270d\u2705"
-    "\u2b50\u2b55\u2b1b\u2b1c\u2753-\u2755\u2757]\ufe0f?[\U0001f3fb-\U0001f3ff]?"
-    "(?:\u200d[\U0001f000-\U0001faff\u2600-\u27bf]\ufe0f?[\U0001f3fb-\U0001f3ff]?){0,6})"
-)
-# Signs of state and typography, not of feeling.
-_SIGNS = frozenset(
-    "\u2611\u2610\u2612\u2605\u2606\u2660\u2663\u2665\u2666\u2600\u26a0\u2640\u2642\u267b"
-)
 
 
 def exclamations(draft: Draft, rules: GuardRules) -> list[int]:
@@ -137,11 +125,6 @@ def find_emoji(draft: Draft, limit: int) -> list[Finding]:
     places = [
         found.span()
         for found in EMOJI.finditer(draft.text)
-        if found.group()[0] not in _SIGNS and draft.free(*found.span())
+        if not is_sign(found.group()) and draft.free(*found.span())
     ]
     return [Finding(EMOJI_OVERUSE, start, end) for start, end in places[limit:]]
-
-
-def closing_marks() -> str:
-    """Marks that may stand between the end of a sentence and its exclamation mark."""
-    return _CLOSING

@@ -29,7 +29,7 @@ from mlx_companion.slm.linear import fit_logistic, fit_platt, out_of_fold
 from mlx_companion.slm.ngrams import NGramConfig, NGrams
 from mlx_companion.slm.packs import Pack, packaged, save_pack
 
-PRECISION = 0.98
+PRECISION = 0.97
 _NGRAMS = NGramConfig(char=(2, 5), words=(1, 3), char_columns=1 << 15, word_columns=1 << 14)
 _PER_PATTERN = 8
 _FOLDS = 8
