@@ -6,7 +6,9 @@ plan          what a model takes on a machine, before it is there
 """
 
 from mlx_companion.quant.quant_report import LayerReport, QuantReport
-from mlx_companion.quant.quantize_api import Quantized, quantize
+from mlx_companion.quant.quantize_api import Quantized, compare, quantize
+from mlx_companion.quant.quantize_layers import bits_per_weight
+from mlx_companion.quant.quantize_measure import Measure
 from mlx_companion.quant.quantize_recipes import packed_words
 from mlx_companion.quant.sou import (
     SouFile,
@@ -19,9 +21,12 @@ from mlx_companion.quant.sou import (
 
 __all__ = [
     "LayerReport",
+    "Measure",
     "QuantReport",
     "Quantized",
     "SouFile",
+    "bits_per_weight",
+    "compare",
     "diff",
     "load_companion",
     "pack",

@@ -36,7 +36,7 @@ from mlx_companion.quant.quantize_layers import (
     packing_of,
     plain_twin,
 )
-from mlx_companion.quant.quantize_measure import Reference
+from mlx_companion.quant.quantize_measure import Measure, Reference
 from mlx_companion.quant.quantize_run import Run, Texts, run_recipes
 from mlx_companion.quant.quantize_save import (
     WEIGHTS,
@@ -197,6 +197,34 @@ def quantize(
         tried=outcome.tried,
     )
     return Quantized(_around(subject, packed, wanted, seed), report, dtype)
+
+
+def compare(
+    before: Any,
+    after: Any,
+    texts: Sequence[str],
+    *,
+    window: int = 256,
+    tokens: int = 4096,
+    switch: StopSwitch = NEVER,
+) -> Measure:
+    """How a changed model differs from the one before, on some text.
+
+    Args:
+        before: a language model, byte model or encoder.
+        after: the same kind with the same tokenizer, packed or not, by whatever means.
+        texts: to measure on.
+        window: tokens per row of text.
+        tokens: the most that are measured on.
+        switch: consulted between passes.
+
+    Raises:
+        DataError: too little text.
+        ConfigError: something that is no model.
+    """
+    old, new = subject_of(before), subject_of(after)
+    rows = _first(old.windows(texts, window), tokens)
+    return Reference(old, rows, switch=switch).compare(new.model)
 
 
 def _check_method(method: str, level: Level) -> None:

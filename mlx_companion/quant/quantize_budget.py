@@ -82,7 +82,7 @@ def _solve(options: Mapping[str, Sequence[Option]], room: int) -> dict[str, Opti
         taken.append(sums.argmin(axis=0))
         best = sums.min(axis=0)
     at, chosen = size - 1, {}
-    for (path, own), numbers in zip(reversed(options.items()), reversed(taken), strict=True):
+    for (path, own), numbers in zip(reversed(list(options.items())), reversed(taken), strict=True):
         option = own[int(numbers[at])]
         at -= int(np.ceil((option.bits - own[0].bits) / unit))
         chosen[path] = option

@@ -52,13 +52,13 @@ class _GridLayer(nn.Module):
             self.bias = layer.bias
         self.freeze()
 
-    def values(self) -> tuple[mx.array, mx.array]:
+    def grid_values(self) -> tuple[mx.array, mx.array]:
         """Scales and biases as they are now."""
         return self._step * self.scales, self._offset + self._step * self.biases
 
     def weight_rows(self, ids: mx.array | None = None) -> mx.array:
         """The weights (R, C), or some of their rows."""
-        scales, biases = self.values()
+        scales, biases = self.grid_values()
         codes = self._codes
         if ids is not None:
             codes, scales, biases = codes[ids], scales[ids], biases[ids]
@@ -154,7 +154,7 @@ def _with_grids(
 
 
 def _trained_grid(grid: Grid, layer: _GridLayer) -> Grid:
-    scales, biases = (np.array(values) for values in layer.values())
+    scales, biases = (np.array(values) for values in layer.grid_values())
     return with_scales(grid, scales, biases)
 
 

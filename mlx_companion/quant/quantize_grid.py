@@ -103,7 +103,8 @@ def nearest(
         _nearest(weight[start : start + _ROWS_AT_ONCE], packing, importance, search)
         for start in range(0, len(weight), _ROWS_AT_ONCE)
     ]
-    return Grid(*(np.concatenate([getattr(p, n) for p in parts]) for n in _FIELDS), packing)
+    codes, scales, biases = (np.concatenate([getattr(p, n) for p in parts]) for n in _FIELDS)
+    return Grid(codes, scales, biases, packing)
 
 
 _FIELDS = ("codes", "scales", "biases")

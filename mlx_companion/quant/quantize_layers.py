@@ -62,10 +62,16 @@ def cast(model: nn.Module, dtype: mx.Dtype) -> None:
     """Give all numbers of a model one type; those of adapters keep theirs."""
     changed = [
         (name, value.astype(dtype))
-        for name, value in tree_flatten(model.parameters())
+        for name, value in parameters_of(model).items()
         if mx.issubdtype(value.dtype, mx.floating) and not of_adapter(name)
     ]
     model.update(tree_unflatten(changed))
+
+
+def parameters_of(model: nn.Module) -> dict[str, mx.array]:
+    """All parameters by name."""
+    found: Any = tree_flatten(model.parameters())
+    return dict(found)
 
 
 def of_adapter(name: str) -> bool:
@@ -99,7 +105,8 @@ def dense(layer: nn.Module) -> Array:
 
 def twin(model: nn.Module) -> nn.Module:
     """A second model on the same arrays."""
-    arrays = [a for _, a in tree_flatten(model) if isinstance(a, mx.array)]
+    everything: Any = tree_flatten(model)
+    arrays = [value for _, value in everything if isinstance(value, mx.array)]
     other: nn.Module = copy.deepcopy(model, {id(array): array for array in arrays})
     return other
 

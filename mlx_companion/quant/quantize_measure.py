@@ -19,6 +19,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from mlx_companion.kernels.fast_math import exp
 from mlx_companion.models.fast_cpu import fast_cpu
@@ -80,8 +81,8 @@ class Reference:
                 mx.eval(hidden)
                 self.hidden.append(hidden)
                 if keep_logits and subject.predicts:
-                    rows = _predicting(hidden)
-                    self.kept.append(_normalized(subject.head(model)(rows).astype(mx.float32)))
+                    logits = subject.head(model)(_predicting(hidden))
+                    self.kept.append(_normalized(logits.astype(mx.float32)))
                     mx.eval(self.kept[-1])
 
     def compare(self, model: nn.Module) -> Measure:
@@ -95,7 +96,7 @@ class Reference:
                 found, own = self._compare(model, number, hidden)
                 total, count = total + found, count + own
                 mx.eval(total)
-        kl, same, loss = (float(v) / count for v in total.tolist())
+        kl, same, loss = (float(value) / count for value in np.array(total))
         perplexity = math.exp(min(loss, 700.0)) if self.subject.predicts else None
         return Measure(max(kl, 0.0), same, perplexity, count)
 

@@ -124,7 +124,7 @@ def gptq(subject: Subject, packing: Packing, windows: mx.array) -> nn.Module:
     _family(subject, "gptq")
     _check_widths(subject, packing, "gptq")
     model = twin(subject.model)
-    mended = {
+    mended: dict[Place, Any] = {
         Place(mlx_gptq, "quantize"): packed_words,
         Place(mlx_gptq, "tqdm"): _Quiet,
     }

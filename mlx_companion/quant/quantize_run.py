@@ -50,7 +50,7 @@ from mlx_companion.runtime.stop import StopSwitch
 
 _BITS = (2, 3, 4, 5, 6, 8)
 _CHECK_ROWS = 4
-_PROBE_ROWS = 2
+_PROBE_ROWS, _PROBE_LENGTH = 2, 128
 _GOOD_ENOUGH = 1e-5
 
 
@@ -141,7 +141,8 @@ def _budgeted(run: Run) -> Outcome:
                 moment = moment_of(seen, path, layer)
                 yield path, fitted_grid(weight, probe, moment, feedback).dense()
 
-    losses = layer_losses(subject, run.texts.calibration[:_PROBE_ROWS], probes(), step)
+    rows = run.texts.calibration[:_PROBE_ROWS, :_PROBE_LENGTH]
+    losses = layer_losses(subject, rows, probes(), step)
     sizes = (run.group_size,) if run.group_size else GROUPS
     packings = [Packing(bits, size) for bits in _BITS for size in sizes]
     given = packable(subject.module)

@@ -16,13 +16,12 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
 
 from mlx_companion.errors import ConfigError
 from mlx_companion.models.encoder import SentenceEncoder
 from mlx_companion.models.folder import read_json
 from mlx_companion.models.load import LanguageModel
-from mlx_companion.quant.quantize_layers import base_name, of_adapter
+from mlx_companion.quant.quantize_layers import base_name, of_adapter, parameters_of
 from mlx_companion.quant.quantize_subjects import quantization_entry
 from mlx_companion.runtime.files import atomic_dir, atomic_write_json
 
@@ -87,7 +86,7 @@ def save_encoder(encoder: SentenceEncoder, folder: str | Path, dtype: mx.Dtype) 
 def weights_of(model: nn.Module, dtype: mx.Dtype) -> dict[str, mx.array]:
     """Weights by their names in files, adapters left out, of one number type."""
     found: dict[str, mx.array] = {}
-    for name, value in tree_flatten(model.parameters()):
+    for name, value in parameters_of(model).items():
         path, _, leaf = name.rpartition(".")
         if of_adapter(name):
             continue

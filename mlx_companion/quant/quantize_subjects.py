@@ -137,7 +137,8 @@ class EncoderSubject(Subject):
         return mx.array(table)
 
     def hidden(self, model: nn.Module, windows: mx.array) -> mx.array:
-        own: Any = replace(self.encoder, model=model)
+        bert: Any = model
+        own = replace(self.encoder, model=bert)
         found: mx.array = own._embed(mx.maximum(windows, 0), windows >= 0)
         return found
 
