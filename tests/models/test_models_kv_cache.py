@@ -88,7 +88,7 @@ def test_what_is_kept_is_within_half_a_step_of_what_was_given(bits: int, width: 
 @pytest.mark.parametrize(("bits", "width"), [(6, 128), (5, 96), (4, 80)])
 def test_widths_that_the_other_cache_cannot_take(bits: int, width: int) -> None:
     x = mx.random.normal((1, 2, 70, width), key=mx.random.key(0))
-    with pytest.raises(ValueError, match="broadcast|divisible"):
+    with pytest.raises(ValueError, match=r"broadcast|divisible"):
         QuantizedKVCache(32, bits).update_and_fetch(x, x)
     cache = QuantizedCache(KVBits(bits, bits, 32, recent=0))
     cache.update_and_fetch(x, x)
