@@ -49,6 +49,7 @@ from mlx_companion.runtime.stop import NEVER, StopSwitch
 
 Method = Literal["auto", "rtn", "awq", "gptq", "dwq"]
 METHODS: tuple[str, ...] = ("auto", "rtn", "awq", "gptq", "dwq")
+Sensitivity = Literal["measured", "gradient"]
 Progress = Callable[[str, int, int], Any]
 
 _EXAMPLE_TEXT = Path(__file__).parent.parent / "loop" / "data" / "general_text.txt"
@@ -120,6 +121,7 @@ def quantize(
     calibration: Sequence[str] | None = None,
     evaluation: Sequence[str] | None = None,
     group_size: int | None = None,
+    sensitivity: Sensitivity = "measured",
     seed: int = 0,
     progress: Progress | None = None,
     window: int = 256,
@@ -140,6 +142,8 @@ def quantize(
             with the package.
         evaluation: other texts, to measure on; by default the last fifth of `calibration`.
         group_size: weights that share a scale: 32, 64 or 128; by default 64, with a budget any.
+        sensitivity: how a budget learns what layers mind: "measured", one at a time, or
+            "gradient", mlx-lm's estimate, in one backward pass with the memory of training.
         seed: of which texts are used when there are too many, and of training.
         progress: called with a stage's name, steps done and steps in all.
         window: tokens per row of text.
@@ -156,11 +160,14 @@ def quantize(
     """
     wanted = parse_level(level, group_size)
     _check_method(method, wanted)
+    if sensitivity not in ("measured", "gradient"):
+        raise ConfigError(f"sensitivity is {sensitivity!r}; expected 'measured' or 'gradient'")
     cpu, start = time.process_time(), time.monotonic()
     subject = subject_of(model)
     texts = _texts(subject, calibration, evaluation, seed,
                    (window, calibration_tokens, distil_tokens, evaluation_tokens))  # fmt: skip
-    run = Run(subject, wanted, method, texts, group_size, seed, progress or _silent, switch)
+    run = Run(subject, wanted, method, texts, group_size, seed, progress or _silent, switch,
+              sensitivity)  # fmt: skip
     outcome = run_recipes(run)
     packed = outcome.model
     packed.eval()

@@ -177,8 +177,8 @@ def _divergence_vjp(primals: Any, cotangent: mx.array, output: mx.array) -> Any:
     return cotangent[..., None] * (softmax(new) - softmax(old)), mx.zeros_like(old)
 
 
-class _Quiet:
-    """In place of tqdm."""
+class Quiet:
+    """In place of mlx-lm's tqdm."""
 
     def __init__(self, iterable: Any = (), **_: Any) -> None:
         self.iterable = iterable
@@ -212,7 +212,7 @@ def _windows_in_order(
 
 _MENDED: dict[Place, Any] = {
     Place(dwq, "kl_div_loss"): _kl,
-    Place(dwq, "tqdm"): _Quiet,
+    Place(dwq, "tqdm"): Quiet,
     Place(dwq, "iterate_batches"): _windows_in_order,
     Place(dwq, "print_trainable_parameters"): lambda model: None,
 }

@@ -27,7 +27,7 @@ from mlx_companion.errors import ConfigError
 from mlx_companion.models.fast_cpu import fast_cpu
 from mlx_companion.models.swapped import Place, swapped
 from mlx_companion.quant.levels import GROUPS, Packing, fitting
-from mlx_companion.quant.quantize_distil import _Quiet
+from mlx_companion.quant.quantize_distil import Quiet
 from mlx_companion.quant.quantize_grid import Array, Grid, nearest, pack_codes, with_feedback
 from mlx_companion.quant.quantize_layers import (
     Seen,
@@ -98,7 +98,7 @@ def awq(subject: Subject, packing: Packing, windows: mx.array) -> nn.Module:
     _check_unadapted(subject, "awq")
     model = twin(subject.model)
     size, bits = packing.group_size, packing.bits
-    quiet = {Place(mlx_awq, "tqdm"): _Quiet}
+    quiet = {Place(mlx_awq, "tqdm"): Quiet}
     with swapped(quiet), fast_cpu(model), redirect_stdout(StringIO()):
         mlx_awq.awq_quantize(
             model,
@@ -126,7 +126,7 @@ def gptq(subject: Subject, packing: Packing, windows: mx.array) -> nn.Module:
     model = twin(subject.model)
     mended: dict[Place, Any] = {
         Place(mlx_gptq, "quantize"): packed_words,
-        Place(mlx_gptq, "tqdm"): _Quiet,
+        Place(mlx_gptq, "tqdm"): Quiet,
     }
     size, bits = packing.group_size, packing.bits
     with swapped(mended), fast_cpu(model), redirect_stdout(StringIO()):

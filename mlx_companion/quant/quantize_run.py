@@ -42,6 +42,7 @@ from mlx_companion.quant.quantize_recipes import (
 from mlx_companion.quant.quantize_sensitivity import (
     expected_options,
     input_moments,
+    layer_gradients,
     layer_losses,
     moment_of,
 )
@@ -75,6 +76,7 @@ class Run:
     seed: int
     progress: Callable[[str, int, int], Any]
     switch: StopSwitch
+    sensitivity: str = "measured"
 
     def steps(self, stage: str, total: int) -> Callable[[str], None]:
         """Something to call at each step of a stage."""
@@ -132,7 +134,6 @@ def _budgeted(run: Run) -> Outcome:
     feedback = run.method in ("auto", "gptq")
     seen = input_moments(subject, run.texts.calibration, switch=run.switch)
     probe = _probe(run)
-    step = run.steps("measuring layers", len(layers))
 
     def probes() -> Any:
         for path, layer in layers.items():
@@ -142,7 +143,11 @@ def _budgeted(run: Run) -> Outcome:
                 yield path, fitted_grid(weight, probe, moment, feedback).dense()
 
     rows = run.texts.calibration[:_PROBE_ROWS, :_PROBE_LENGTH]
-    losses = layer_losses(subject, rows, probes(), step)
+    if run.sensitivity == "gradient":
+        losses = layer_gradients(subject, rows, probe, run.switch)
+    else:
+        step = run.steps("measuring layers", len(layers))
+        losses = layer_losses(subject, rows, probes(), step)
     sizes = (run.group_size,) if run.group_size else GROUPS
     packings = [Packing(bits, size) for bits in _BITS for size in sizes]
     given = packable(subject.module)

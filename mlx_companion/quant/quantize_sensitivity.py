@@ -6,9 +6,9 @@ One packing is measured; the loss of the others is taken to grow with the square
 layer's outputs, as it does near a minimum. A packing without error (a layer that came from a file
 with the same grid) is found to cost nothing.
 
-mlx-lm's `estimate_sensitivities` takes gradients of the KL at a packed model times what packing
-changed. That needs the memory of training and is a first-order guess: of a layer that loses
-nothing it says so, but it ranks layers of either sign (see `docs/quant.md`).
+mlx-lm's `estimate_sensitivities` (here `layer_gradients`) takes the gradient of the KL at a packed
+model times what packing changed: one backward pass in place of a forward pass per layer, for the
+memory of training, and a forecast in place of a measurement.
 """
 
 from __future__ import annotations
@@ -20,10 +20,13 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from mlx_lm.quant import dynamic_quant
 
 from mlx_companion.models.fast_cpu import fast_cpu
+from mlx_companion.models.swapped import Place, swapped
 from mlx_companion.quant.levels import Packing
 from mlx_companion.quant.quantize_budget import Option
+from mlx_companion.quant.quantize_distil import Quiet
 from mlx_companion.quant.quantize_grid import Array, Grid, nearest
 from mlx_companion.quant.quantize_layers import (
     Seen,
@@ -110,6 +113,33 @@ def layer_losses(
             losses[path] = reference.compare(model).divergence
         place(model, path, layers[path])
     return losses
+
+
+def layer_gradients(
+    subject: Subject, windows: mx.array, probe: Packing, switch: StopSwitch = NEVER
+) -> dict[str, float]:
+    """Expected KL divergence (nats) of packing each layer, by mlx-lm's `estimate_sensitivities`.
+
+    It gives the gradient's product with the change from 8 bits to the probe, per million weights.
+    Near a minimum the gradient grows along the way, so that half of the product is the loss; below
+    zero means that the layer makes up for others, and counts as nothing.
+
+    Args:
+        subject: a model with logits.
+        windows: (N, L) int.
+        probe: affine; its groups have to divide the widths of all layers, which mlx-lm takes for
+            granted.
+        switch: consulted before.
+    """
+    switch.check()
+    model = twin(subject.model)
+    quiet: dict[Place, Any] = {Place(dynamic_quant, "tqdm"): Quiet}
+    with swapped(quiet), fast_cpu(model):
+        found = dynamic_quant.estimate_sensitivities(
+            model, windows, probe.bits, probe.group_size, 8, probe.group_size, batch_size=1
+        )
+    sizes = {path: layer.weight.size / 1e6 for path, layer in packable(model).items()}
+    return {path: max(value * sizes[path] / 2, 0.0) for path, value in found if path in sizes}
 
 
 def _block_numbers(model: nn.Module, blocks: Sequence[nn.Module]) -> dict[str, int]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import mlx.core as mx
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlx_companion.models import DEFAULT_MODEL, load
 from mlx_companion.quant.levels import Packing
 from mlx_companion.quant.quantize_grid import (
     nearest,
@@ -16,6 +19,7 @@ from mlx_companion.quant.quantize_grid import (
     unpack_codes,
     with_feedback,
 )
+from mlx_companion.quant.quantize_layers import dense
 
 BITS = (2, 3, 4, 5, 6, 8)
 
@@ -123,3 +127,14 @@ def test_a_singular_moment_is_no_problem(size: float) -> None:
 def test_constant_groups(value: float) -> None:
     weight = np.full((4, 64), value, np.float32)
     assert np.abs(nearest(weight, Packing(2, 32)).dense() - value).max() <= 1e-3 * abs(value)
+
+
+@pytest.mark.real_model
+def test_the_default_models_layers_are_on_a_grid(real_cache: Path) -> None:
+    """Its file holds 4 bits in groups of 32; MLX's own grids of that size would move the weights."""
+    layers = load(DEFAULT_MODEL).model.layers
+    for layer in (layers[0].mlp.down_proj, layers[29].self_attn.k_proj):
+        weight = dense(layer)
+        assert (nearest(weight, Packing(4, 32)).dense() == weight).all()
+        moved = nearest(weight, Packing(4, 32), search=False).dense() - weight
+        assert np.square(moved).sum() > 0.003 * np.square(weight).sum()

@@ -14,6 +14,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.models.llama import Model, ModelArgs
 from mlx_lm.quant.awq import awq_quantize, llama_awq
 from mlx_lm.quant.dwq import dwq_quantize
+from mlx_lm.quant.dynamic_quant import estimate_sensitivities
 from mlx_lm.quant.gptq import gptq_quantize
 from mlx_lm.utils import quantize_model
 
@@ -135,6 +136,25 @@ def test_dwq_of_mlx_lm_trains_what_is_not_packed_and_here_nothing_else_moves(
             assert np.abs(np.array(value) - np.array(kept[name])).max() < 1e-3
     assert ours.report.recipe == "fit+dwq"
     assert ours.report.tried["fit+dwq"] < ours.report.tried["fit"]
+
+
+def test_sensitivities_of_mlx_lm_can_be_used(lm: LanguageModel) -> None:
+    """They are a forecast; what is measured ranks the same layers first."""
+    found = {}
+    for way in ("measured", "gradient"):
+        report = quantize(
+            lm, "3.5bpw", sensitivity=way, calibration=TEXTS, window=64, distil_tokens=0
+        ).report
+        found[way] = report.divergence
+        assert report.bits_per_weight <= 3.5
+    assert found["measured"] < 1.5 * found["gradient"] < 6 * found["measured"]
+
+
+def test_sensitivities_of_mlx_lm_need_widths_that_groups_divide(lm: LanguageModel) -> None:
+    with pytest.raises(ValueError, match="needs to be divisible by"):
+        estimate_sensitivities(narrow(), windows(), 3, 64, 8, 64)
+    given = with_model(lm, narrow())
+    quantize(given, "4bpw", sensitivity="gradient", calibration=TEXTS, window=64, distil_tokens=0)
 
 
 def test_the_best_recipe_beats_each_of_mlx_lms(lm: LanguageModel) -> None:
