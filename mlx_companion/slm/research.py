@@ -190,6 +190,7 @@ class ResearchClassifier(SLMModule[ResearchResult]):
         light = [
             self._ngrams.transform(texts),
             np.stack([self.rules.vector(one.factors) for one in asked]),
+            self.rules.pairs([one.factors for one in asked]),
         ]
         if head == LIGHT:
             return light

@@ -18,11 +18,15 @@ import datetime
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from itertools import combinations
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from mlx_companion.errors import SLMError
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
 
 _YEAR = re.compile(
     r"(?<![\d$.,])(1[5-9]\d\d|20\d\d)(?!\d|[.,]\d|s?\b ?(?:people|dollars|miles|km))"
@@ -114,6 +118,22 @@ class Rules:
         return np.array(
             [*(found.strengths.get(name, 0.0) for name in named), *found.form], dtype=np.float32
         )
+
+    def pairs(self, found: Sequence[Factors]) -> csr_matrix:
+        """Which two factors fired together: CSR (N, n (n - 1) / 2) of ones, n named factors."""
+        from scipy.sparse import csr_matrix
+
+        named = self.names[: len(self.names) - len(_FORM)]
+        at = {name: i for i, name in enumerate(named)}
+        fired = [sorted(at[name] for name in one.strengths) for one in found]
+        columns = [
+            [second * (second - 1) // 2 + first for first, second in combinations(row, 2)]
+            for row in fired
+        ]
+        ends = np.cumsum([0, *map(len, columns)])
+        flat = np.array([column for row in columns for column in row], dtype=np.int32)
+        shape = (len(found), len(named) * (len(named) - 1) // 2)
+        return csr_matrix((np.ones(len(flat), np.float32), flat, ends), shape=shape)
 
     def decide(self, found: Factors) -> Ruling:
         """What the table says; without a row that fits, no research."""
