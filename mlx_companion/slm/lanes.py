@@ -2,9 +2,9 @@
 
 Why not an executor of the standard library: its threads are joined when the process ends, so one
 hung module would keep the process alive; and a thread that hangs takes its place in the pool for
-good. A lane's thread is a daemon. When its work is overdue it is left behind and counted, and a new
-one takes over the queue, up to `max_abandoned`; then the lane takes nothing until one of them comes
-back::
+good. Here threads are daemons. When a lane's work is overdue its thread is left behind and counted,
+and another one takes over the queue, up to `max_abandoned`; then the lane takes nothing until one
+of them comes back::
 
     lane = Lane("personality_guard")
     done = await lane.run(lambda: guard.process(text), timeout=0.2)   # the loop goes on meanwhile
@@ -17,20 +17,23 @@ never raised here: a StopIteration or SystemExit from a module would otherwise r
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
+import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any
 
 from mlx_companion.errors import SLMError
 
-# An idle thread leaves after this time, so that a lane nobody closes leaves nothing behind.
-_IDLE_SECONDS = 30.0
 _LEAST_WAIT = 0.001
+# At exit, work that is being done gets so many seconds to end.
+_EXIT_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,58 @@ class LaneFullError(SLMError):
     """As many threads of a module hang as may; it takes no more work."""
 
 
+class _Threads:
+    """Threads that are lent and come back, and never end.
+
+    A thread that has used MLX and ends while the interpreter shuts down aborts the process (see
+    `worker.py`), so none of these ends: an idle one waits for whoever needs it next.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._idle: list[SimpleQueue[tuple[str, Callable[[], None]]]] = []
+        self._busy = 0
+
+    def lend(self, name: str, work: Callable[[], None]) -> None:
+        """Do `work`, which raises nothing, on an idle thread or on a new one."""
+        with self._changed:
+            self._busy += 1
+            inbox = self._idle.pop() if self._idle else None
+        if inbox is None:
+            inbox = SimpleQueue()
+            threading.Thread(target=self._serve, args=(inbox,), daemon=True).start()
+        inbox.put((name, work))
+
+    def settle(self) -> None:
+        """At exit: let work that is about to end do so, and wait for no other."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._busy == 0, _EXIT_SECONDS)
+
+    def forget(self) -> None:
+        """After a fork: the child has none of them."""
+        self._changed = threading.Condition()
+        self._idle.clear()
+        self._busy = 0
+
+    def _serve(self, inbox: SimpleQueue[tuple[str, Callable[[], None]]]) -> None:
+        me = threading.current_thread()
+        while True:
+            me.name, work = inbox.get()
+            work()
+            # Or the lane would live as long as the thread is idle.
+            del work
+            me.name = "slm-idle"
+            with self._changed:
+                self._idle.append(inbox)
+                self._busy -= 1
+                self._changed.notify_all()
+
+
+_threads = _Threads()
+atexit.register(_threads.settle)
+os.register_at_fork(after_in_child=_threads.forget)
+
+
 class _Job:
     """A piece of work, its limit and its result."""
 
@@ -106,23 +161,23 @@ class Lane:
     def __init__(self, name: str, max_abandoned: int = 2) -> None:
         self.name = name
         self._max_abandoned = max_abandoned
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
         self._queue: deque[_Job] = deque()
-        self._thread: threading.Thread | None = None
+        self._turn: object | None = None
         self._current: _Job | None = None
-        self._abandoned: set[threading.Thread] = set()
+        self._abandoned: set[object] = set()
         self._closed = False
 
     @property
     def abandoned(self) -> int:
         """Threads that hang in work nobody waits for."""
-        with self._changed:
+        with self._lock:
             return len(self._abandoned)
 
     @property
     def full(self) -> bool:
         """No thread is left and no new one may be started."""
-        with self._changed:
+        with self._lock:
             return self._is_full()
 
     async def run(self, work: Callable[[], Any], timeout: float) -> Done:
@@ -166,18 +221,17 @@ class Lane:
         return self._replace_overdue() is not None
 
     def close(self) -> None:
-        """Let the threads go when they are done; what waits in the queue is dropped."""
-        with self._changed:
+        """Take no more work; what waits in the queue is dropped."""
+        with self._lock:
             self._closed = True
             for job in self._queue:
                 job.future.cancel()
             self._queue.clear()
-            self._changed.notify_all()
 
     def _submit(self, work: Callable[[], Any], timeout: float) -> _Job:
         job = _Job(work, timeout)
         self._replace_overdue()
-        with self._changed:
+        with self._lock:
             if self._closed:
                 raise SLMError(f"{self.name} was closed; make a new orchestrator")
             if self._is_full():
@@ -186,13 +240,12 @@ class Lane:
                 )
             self._queue.append(job)
             self._ensure_thread()
-            self._changed.notify()
         return job
 
     def _patience(self, job: _Job) -> float:
         """Seconds until the work at hand, this job or the one before it, is overdue."""
         now = time.monotonic()
-        with self._changed:
+        with self._lock:
             ahead = job if job.started is not None else self._current
             if ahead is None or ahead.started is None:
                 return job.timeout
@@ -201,13 +254,12 @@ class Lane:
     def _replace_overdue(self) -> _Job | None:
         """Leave a thread behind whose work is overdue. Returns that work."""
         now = time.monotonic()
-        with self._changed:
+        with self._lock:
             job = self._current
             if job is None or not job.overdue(now):
                 return None
-            if self._thread is not None:
-                self._abandoned.add(self._thread)
-            self._thread = self._current = None
+            self._abandoned.add(self._turn)
+            self._turn = self._current = None
             if self._is_full():
                 for waiting in self._queue:
                     error = LaneFullError(f"too many threads of {self.name} hang")
@@ -219,40 +271,33 @@ class Lane:
             return job
 
     def _is_full(self) -> bool:
-        return self._thread is None and len(self._abandoned) >= self._max_abandoned
+        return self._turn is None and len(self._abandoned) >= self._max_abandoned
 
     def _ensure_thread(self) -> None:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name=f"slm-{self.name}", daemon=True)
-            self._thread.start()
+        if self._turn is None:
+            self._turn = turn = object()
+            _threads.lend(f"slm-{self.name}", lambda: self._work(turn))
 
     def _forget(self, job: _Job) -> None:
         """Take a job that nobody waits for any more out of the queue."""
-        with self._changed, contextlib.suppress(ValueError):
+        with self._lock, contextlib.suppress(ValueError):
             self._queue.remove(job)
 
-    def _work(self) -> None:
-        me = threading.current_thread()
-        while (job := self._next(me)) is not None:
+    def _work(self, turn: object) -> None:
+        """Empty the queue; `turn` stands for this thread as long as it is at it."""
+        while (job := self._next(turn)) is not None:
             job.run()
-            # Or the last result would live as long as the thread is idle.
-            del job
 
-    def _next(self, me: threading.Thread) -> _Job | None:
-        with self._changed:
-            if me in self._abandoned:
-                self._abandoned.discard(me)
+    def _next(self, turn: object) -> _Job | None:
+        with self._lock:
+            if turn in self._abandoned:
+                self._abandoned.discard(turn)
                 return None
-            self._current = None
-            while True:
-                while self._queue:
-                    job = self._queue.popleft()
-                    if job.future.set_running_or_notify_cancel():
-                        job.started = time.monotonic()
-                        self._current = job
-                        return job
-                if self._closed or not self._changed.wait(_IDLE_SECONDS):
-                    if self._queue and not self._closed:
-                        continue
-                    self._thread = None
-                    return None
+            while self._queue:
+                job = self._queue.popleft()
+                if job.future.set_running_or_notify_cancel():
+                    job.started = time.monotonic()
+                    self._current = job
+                    return job
+            self._turn = self._current = None
+            return None

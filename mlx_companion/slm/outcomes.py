@@ -154,7 +154,7 @@ def checked(module: str, result: Any) -> ModuleResult:
 def _wrong(kind: str, value: Any) -> str | None:
     """What is wrong with a field's value, by its annotation; None when nothing is."""
     if kind == "float":
-        good = isinstance(value, Real) and math.isfinite(value) and 0 <= value <= 1
+        good = isinstance(value, Real) and math.isfinite(value) and 0 <= float(value) <= 1
         return None if good else f"{_shown(value)}, not a share from 0 to 1"
     if kind == "bool":
         # NumPy's booleans are no `bool`, but equal to one.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from mlx_companion.errors import ConfigError
 from mlx_companion.runtime.config import load_config, to_dict
@@ -126,3 +128,16 @@ def test_wrong_values_are_told_in_code_too() -> None:
         OrchestrationConfig(failures=0)
     with pytest.raises(ConfigError, match="expected 'auto'"):
         ResourcesConfig(gpu="maybe")  # type: ignore[arg-type]
+
+
+def test_the_settings_in_the_documentation_are_the_defaults(repository: Path) -> None:
+    text = (repository / "docs" / "slm.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"## Settings.*?```yaml\n(.*?)```", text, re.DOTALL)
+    shown, defaults = yaml.safe_load(block), to_dict(SLMConfig())
+    assert set(shown) == set(defaults)
+    for section in ("orchestration", "resources"):
+        assert shown[section] == defaults[section]
+    for name, values in shown["modules"].items():
+        assert {key: defaults["modules"][name][key] for key in values} == values
+    in_any = set().union(*shown["modules"].values()) | {"pack", "budget_ms"}
+    assert in_any >= set().union(*defaults["modules"].values())
