@@ -11,6 +11,7 @@ carry an adapter, which stays attached. The model given is not changed.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from mlx_companion.errors import ConfigError, DataError
+from mlx_companion.errors import ConfigError, DataError, ModelError
 from mlx_companion.models.encoder import SentenceEncoder
 from mlx_companion.models.hashing import content_sha256
 from mlx_companion.models.load import LanguageModel
@@ -54,6 +55,7 @@ Progress = Callable[[str, int, int], Any]
 
 _EXAMPLE_TEXT = Path(__file__).parent.parent / "loop" / "data" / "general_text.txt"
 _EVALUATION_SHARE = 5
+_CHOOSING_ROWS = 4
 
 
 @dataclass
@@ -156,6 +158,7 @@ def quantize(
     Raises:
         ConfigError: no such level or method, or a method that this kind of model does not have.
         DataError: too little text.
+        ModelError: the model has nothing to pack, or gives no finite numbers afterwards.
         Stopped: a stop was asked for.
     """
     wanted = parse_level(level, group_size)
@@ -181,6 +184,11 @@ def quantize(
     mx.eval(packed.parameters())
     reference = Reference(subject, texts.evaluation, switch=switch)
     after = reference.compare(plain_twin(packed, mx.float32))
+    if not math.isfinite(after.divergence):
+        raise ModelError(
+            f"the model gives numbers that are not finite at {wanted.name}; take more bits, or "
+            "another method"
+        )
     before = reference.baseline().perplexity if subject.predicts else None
     bits, numbers = count_bits(packed)
     report = QuantReport(
@@ -267,9 +275,12 @@ def _texts(
     order = np.random.default_rng(seed).permutation(len(rows))
     per_row = rows.shape[1]
     rows = rows[mx.array(order[: max(1, max(most, training) // per_row)])]
+    held = min(_CHOOSING_ROWS, len(rows) // 4)
+    seen, choosing = (rows[:-held], rows[-held:]) if held else (rows, rows)
     return Texts(
-        rows[: max(1, most // per_row)],
-        rows[: training // per_row],
+        seen[: max(1, most // per_row)],
+        seen[: training // per_row],
+        choosing,
         _first(subject.windows(evaluation, window), measured),
     )
 

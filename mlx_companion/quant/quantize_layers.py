@@ -38,14 +38,17 @@ _READ_DIRECTLY = ("position_embeddings", "token_type_embeddings")
 def packable(model: nn.Module) -> dict[str, nn.Module]:
     """The layers that can be packed, packed ones included, by path in the model's order.
 
+    Models of mlx-lm may say of layers (a router) that they must stay as they are.
+
     Raises:
         ModelError: there is none.
     """
+    wanted = getattr(model, "quant_predicate", None) or (lambda path, layer: True)
     found = {
         path: layer
         for path, layer in model.named_modules()
         if (hasattr(layer, "to_quantized") or is_packed(layer)) and "weight" in layer
-        if not path.endswith(_READ_DIRECTLY)
+        if not path.endswith(_READ_DIRECTLY) and wanted(base_name(path), layer) is not False
     }
     found = dict(sorted(found.items(), key=lambda item: _natural(item[0])))
     if not found:

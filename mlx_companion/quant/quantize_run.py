@@ -50,17 +50,17 @@ from mlx_companion.quant.quantize_subjects import Subject
 from mlx_companion.runtime.stop import StopSwitch
 
 _BITS = (2, 3, 4, 5, 6, 8)
-_CHECK_ROWS = 4
 _PROBE_ROWS, _PROBE_LENGTH = 2, 128
 _GOOD_ENOUGH = 1e-5
 
 
 @dataclass(frozen=True)
 class Texts:
-    """Windows (N, L): to calibrate on, to train scales on (may be none), to measure on."""
+    """Windows (N, L): to calibrate on, to train scales on (may be none), to choose, to measure."""
 
     calibration: mx.array
     training: mx.array
+    choosing: mx.array
     evaluation: mx.array
 
 
@@ -182,7 +182,7 @@ def _room(run: Run) -> int:
 def _fitted(run: Run, plan: Mapping[str, Packing | None], seen: Seen | None) -> Outcome:
     """Grids for a plan, and trained ones where that is better."""
     subject = run.subject
-    check = Reference(subject, run.texts.calibration[-_CHECK_ROWS:], switch=run.switch)
+    check = Reference(subject, run.texts.choosing, switch=run.switch)
     feedback = run.method in ("auto", "gptq") and seen is not None
     name = "feedback" if feedback else "fit"
     step = run.steps("rounding", sum(packing is not None for packing in plan.values()))
@@ -201,9 +201,6 @@ def _fitted(run: Run, plan: Mapping[str, Packing | None], seen: Seen | None) -> 
 
 def _trained(run: Run, grids: Mapping[str, Grid], model: nn.Module) -> dict[str, Grid]:
     windows = run.texts.training
-    if len(windows) > _CHECK_ROWS + 1:
-        # The last rows are what the outcome is compared on.
-        windows = windows[:-_CHECK_ROWS]
     run.progress("training scales", 0, 1)
     found = distilled(
         run.subject, grids, plain_twin(model, mx.float32), windows, seed=run.seed, switch=run.switch

@@ -131,7 +131,7 @@ def test_constant_groups(value: float) -> None:
 
 @pytest.mark.real_model
 def test_the_default_models_layers_are_on_a_grid(real_cache: Path) -> None:
-    """Its file holds 4 bits in groups of 32; MLX's own grids of that size would move the weights."""
+    """Its file holds 4 bits in groups of 32; MLX's own grids of that size move the weights."""
     layers = load(DEFAULT_MODEL).model.layers
     for layer in (layers[0].mlp.down_proj, layers[29].self_attn.k_proj):
         weight = dense(layer)

@@ -17,7 +17,7 @@ from tiny import tiny_bert
 import mlx_companion as mc
 from mlx_companion import blt
 from mlx_companion.blt.config import BlockConfig, ByteLMConfig
-from mlx_companion.errors import ConfigError, DataError, Stopped
+from mlx_companion.errors import ConfigError, DataError, ModelError, Stopped
 from mlx_companion.lora import attach, load_adapter, save_adapter
 from mlx_companion.models import load
 from mlx_companion.models.load import LanguageModel
@@ -278,3 +278,28 @@ def test_it_can_be_stopped(lm: LanguageModel) -> None:
     with pytest.raises(Stopped):
         quantize(lm, "4bpw", progress=watch, switch=switch, **SHORT)
     assert set(seen) == {"measuring layers"}
+
+
+def test_a_layer_that_the_model_wants_plain_stays_plain(lm: LanguageModel, tmp_path: Path) -> None:
+    """mlx-lm's models of experts say so of their routers."""
+    kind = type(lm.model)
+
+    class Careful(kind):  # type: ignore[misc, valid-type]
+        @property
+        def quant_predicate(self) -> Any:
+            return lambda path, _: not path.endswith("v_proj")
+
+    lm.model.__class__ = Careful
+    for level in ("q4", "4.5bpw"):
+        found = quantize(lm, level, distil_tokens=0, **SHORT)
+        assert type(found.model.layers[0].self_attn.v_proj) is nn.Linear
+        assert type(found.model.layers[0].self_attn.q_proj) is nn.QuantizedLinear
+        again = load(found.save(tmp_path / "out"), dequantize=False).model
+        assert type(again.layers[0].self_attn.v_proj) is nn.Linear
+
+
+def test_a_model_that_breaks_is_an_error(lm: LanguageModel) -> None:
+    layer = lm.model.layers[1].mlp.down_proj
+    layer.weight = layer.weight.at[0, 0].add(float("nan"))
+    with pytest.raises(ModelError, match="not finite"):
+        quantize(lm, "q4", method="rtn", **SHORT)
