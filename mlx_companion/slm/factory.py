@@ -27,6 +27,7 @@ from mlx_companion.runtime.config import nearest
 from mlx_companion.slm.config import ModuleConfig, SLMConfig
 from mlx_companion.slm.degraded import degraded
 from mlx_companion.slm.module import MODULES, SLMModule
+from mlx_companion.slm.packs import load_pack
 from mlx_companion.slm.results import ModuleResult
 
 if TYPE_CHECKING:
@@ -170,6 +171,10 @@ class SLMFactory:
     def module_names(self) -> tuple[str, ...]:
         """The four modules, then those registered besides."""
         return (*MODULES, *(name for name in list(self._makers) if name not in MODULES))
+
+    def is_packaged(self, name: str) -> bool:
+        """It is one of the four as they come with the package."""
+        return name in CLASSES and name not in self._makers
 
     def loaded_module(self, name: str) -> SLMModule[Any] | None:
         """The module, when it is built already."""
@@ -322,8 +327,9 @@ class SLMFactory:
         return self.get_slm() if special or DEFAULT_MODEL in self._slm_makers else None
 
     def _settings(self, name: str, config: ModuleConfig) -> dict[str, Any]:
+        folder = self._packs.get(name, config.pack)
         given = {
-            "pack": self._packs.get(name, config.pack),
+            "pack": None if folder is None else load_pack(folder, name),
             "threshold": config.threshold,
             **{name: getattr(config, name, None) for name in _OWN},
         }

@@ -16,6 +16,7 @@ from typing import Any
 from mlx_companion.slm.breaker import BreakerState, CircuitBreaker
 from mlx_companion.slm.config import OrchestrationConfig
 from mlx_companion.slm.lanes import Lane
+from mlx_companion.slm.module import SLMModule
 from mlx_companion.slm.outcomes import ModuleOutcome, Status
 
 _KEPT = 256
@@ -70,10 +71,20 @@ class ModuleHealth:
             config.failures, config.reset_seconds, config.max_reset_seconds
         )
         self.seen = 0
+        self.version: str | None = None
+        self.backbone: str | None = None
         self._lock = Lock()
         self._seconds: deque[float] = deque(maxlen=_KEPT)
         self._counts: Counter[str] = Counter()
         self._last: ModuleOutcome | None = None
+
+    def describe(self, module: SLMModule[Any]) -> None:
+        """Note what a module says of itself. Its attributes are code of its own, which may load
+        files or fail, so this is done on its thread and never on the event loop's.
+        """
+        self.version = str(module.version)
+        backbone = getattr(module, "backbone", None) or getattr(module, "_backbone", None)
+        self.backbone = getattr(backbone, "name", None)
 
     def record(self, outcome: ModuleOutcome) -> Status | None:
         """Take an outcome into the account. Returns the status of the one before."""
@@ -89,14 +100,14 @@ class ModuleHealth:
         with self._lock:
             return statistics.median(self._seconds) * 1e3 if self._seconds else None
 
-    def status(self, *, state: str, version: str | None) -> ModuleStatus:
+    def status(self, state: str) -> ModuleStatus:
         """All of it, with what the orchestrator knows besides."""
         with self._lock:
             seconds, counts, last = list(self._seconds), dict(self._counts), self._last
         return ModuleStatus(
             self.name,
             state,
-            version,
+            self.version,
             self.breaker.snapshot(),
             self.lane.abandoned,
             counts,

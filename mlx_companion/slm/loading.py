@@ -17,10 +17,11 @@ from mlx_companion.slm.factory import SLMFactory
 from mlx_companion.slm.health import HealthBook, ModuleHealth
 from mlx_companion.slm.lanes import Done, LaneFullError, ending
 from mlx_companion.slm.module import SLMModule
-from mlx_companion.slm.outcomes import Status
+from mlx_companion.slm.outcomes import Status, checked, input_of
 
 # A model may be downloaded while a module loads; only what takes longer than this counts as hung.
 _HANGS_SECONDS = 1800.0
+_WARM_UP = "Good morning."
 
 
 class Failure(NamedTuple):
@@ -96,10 +97,13 @@ class ModuleLoader:
 
     def _build(self, name: str) -> SLMModule[Any]:
         module = self._factory.get_module(name)
-        # A backbone otherwise loads within the time limit of the first message.
-        warm = getattr(module, "warm", None) or getattr(module, "_ready", None)
-        if callable(warm):
-            warm()
+        # What a module loads with its first input would else count against the first message.
+        # The packaged ones keep nothing of an input; others may say how to load them.
+        if self._factory.is_packaged(name):
+            checked(name, module.process(input_of(name, _WARM_UP)))
+        elif callable(load := getattr(module, "load", None)):
+            load()
+        self._book[name].describe(module)
         return module
 
     def _ended(self, name: str, future: Future[Done]) -> Failure | None:

@@ -32,7 +32,7 @@ from mlx_companion.slm.factory import SLMFactory
 from mlx_companion.slm.health import HealthBook, ModuleStatus
 from mlx_companion.slm.lanes import Lane, LaneFullError, ending
 from mlx_companion.slm.loading import ModuleLoader
-from mlx_companion.slm.outcomes import ModuleOutcome, RunReport
+from mlx_companion.slm.outcomes import ModuleOutcome, RunReport, input_of
 from mlx_companion.slm.plan import ExecutionPlan, Mode, Planner
 from mlx_companion.slm.resources import ResourceScheduler
 from mlx_companion.slm.runs import MessageRun, Substitutes
@@ -66,7 +66,7 @@ class SLMOrchestrator:
         self._book = HealthBook(limits)
         self._loader = ModuleLoader(self.factory, self._book, limits.load_timeout)
         self._planner = Planner(self.config, self.factory, self._book, self.scheduler)
-        self._substitutes = Substitutes(self.config, self.factory)
+        self._substitutes = Substitutes(self.config, self.factory, self._book)
         self._machine = Lane("machine")
         self._looked = False
 
@@ -179,7 +179,7 @@ class SLMOrchestrator:
             state = "loading" if self._loader.is_loading(name) else "not loaded"
         else:
             state = "ready"
-        return health.status(state=state, version=None if module is None else module.version)
+        return health.status(state)
 
     def _named(self, modules: Iterable[str] | None) -> list[str]:
         known = self.factory.module_names
@@ -191,7 +191,7 @@ class SLMOrchestrator:
 
     def _items(self, inputs: Inputs, modules: Iterable[str] | None) -> dict[str, Any]:
         if isinstance(inputs, str):
-            return {name: _input(name, inputs) for name in self._named(modules)}
+            return {name: input_of(name, inputs) for name in self._named(modules)}
         if not isinstance(inputs, Mapping):
             raise SLMError(
                 f"got a {type(inputs).__name__}; expected a message, or an input per module"
@@ -201,8 +201,3 @@ class SLMOrchestrator:
         if missing:
             raise SLMError(f"no input was given for {', '.join(missing)}")
         return {name: inputs[name] for name in names}
-
-
-def _input(name: str, message: str) -> Any:
-    """A message in the form that a module reads."""
-    return {"text": message} if name == "drift_monitor" else message

@@ -38,7 +38,8 @@ RESULTS: dict[str, type[ModuleResult]] = {
     "context_tracker": ContextResult,
     "drift_monitor": DriftResult,
 }
-# What stands in for a module, for people; the others fail open, with no result.
+# What stands in for a module, for people. Tracker and drift monitor have rules of their own, too,
+# but nothing depends on them: without a result they fail open.
 FALLBACKS = {"research_classifier": "keyword rule", "personality_guard": "rules"}
 
 
@@ -122,6 +123,11 @@ class RunReport(Mapping[str, ModuleOutcome]):
             "seconds": round(self.seconds, 6),
             "load_seconds": round(self.load_seconds, 6),
         }
+
+
+def input_of(module: str, message: str) -> Any:
+    """A message in the form that a module reads."""
+    return {"text": message} if module == "drift_monitor" else message
 
 
 def checked(module: str, result: Any) -> ModuleResult:

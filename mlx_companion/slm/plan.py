@@ -182,17 +182,16 @@ class Planner:
         )
 
     def _step(self, name: str, group: int) -> PlanStep:
-        config, module = self._config.module(name), self._factory.loaded_module(name)
-        backbone = getattr(module, "backbone", None) or getattr(module, "_backbone", None)
+        config, health = self._config.module(name), self._book[name]
         return PlanStep(
             name,
             group,
             config.timeout,
-            self._book[name].median_ms() or config.budget_ms,
+            health.median_ms() or config.budget_ms,
             self._scheduler.batch_size(config.batch_size),
             FALLBACKS.get(name),
-            module is not None,
-            getattr(backbone, "name", None),
+            self._factory.loaded_module(name) is not None,
+            health.backbone,
         )
 
     def _skip_reason(self, name: str) -> SkippedModule | None:

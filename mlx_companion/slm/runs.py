@@ -28,11 +28,13 @@ class Substitutes:
     Args:
         config: whether, and for how long.
         factory: knows the modules' rules.
+        book: the modules' records.
     """
 
-    def __init__(self, config: SLMConfig, factory: SLMFactory) -> None:
+    def __init__(self, config: SLMConfig, factory: SLMFactory, book: HealthBook) -> None:
         self._limits = config.orchestration
         self._factory = factory
+        self._book = book
         self.lane = Lane("fallbacks", self._limits.max_abandoned)
 
     async def outcome(
@@ -43,15 +45,14 @@ class Substitutes:
         result, problem = None, None
         if failure.status != "timeout" or self._limits.fallback_on_timeout:
             result, problem = await self._answer(name, item)
-        module = self._factory.loaded_module(name)
         return ModuleOutcome(
             name,
             failure.status,
             result,
             failure.error if problem is None else f"{failure.error}; its fallback: {problem}",
             seconds + time.perf_counter() - began,
-            None if result is None else FALLBACKS.get(name, "fallback"),
-            None if module is None else module.version,
+            None if result is None else FALLBACKS.get(name, "rules"),
+            self._book[name].version,
         )
 
     async def _answer(self, name: str, item: Any) -> tuple[ModuleResult | None, str | None]:
@@ -116,6 +117,13 @@ class MessageRun:
         return await self._substitutes.outcome(one.module, item, reason, 0.0)
 
     async def _one(self, step: PlanStep) -> ModuleOutcome:
+        try:
+            return await self._answered(step)
+        except Exception as error:
+            # A fault of ours must not break a reply either.
+            return ModuleOutcome(step.module, "error", error=told(error))
+
+    async def _answered(self, step: PlanStep) -> ModuleOutcome:
         failure, seconds = self._failures.get(step.module), 0.0
         if failure is None:
             began = time.perf_counter()
@@ -161,15 +169,16 @@ class MessageRun:
             raise
         return self._judge(step.module, done, health)
 
-    def _work(self, name: str) -> tuple[ModuleResult, str]:
+    def _work(self, name: str) -> ModuleResult:
         module = self._factory.get_module(name)
-        return checked(name, module.process(self._items[name])), module.version
+        result = checked(name, module.process(self._items[name]))
+        self._book[name].describe(module)
+        return result
 
     def _judge(self, name: str, done: Done, health: ModuleHealth) -> ModuleOutcome | Failure:
         if done.error is None:
             health.breaker.success()
-            result, version = done.value
-            return ModuleOutcome(name, "ok", result, None, done.seconds, None, version)
+            return ModuleOutcome(name, "ok", done.value, None, done.seconds, None, health.version)
         if isinstance(done.error, DataError):
             # The input is at fault, not the module.
             health.breaker.withdraw()

@@ -33,6 +33,7 @@ from mlx_companion.slm.config import SLMConfig
 from mlx_companion.slm.factory import SLMS, SLMFactory
 from mlx_companion.slm.module import SLMModule
 from mlx_companion.slm.orchestrator import SLMOrchestrator
+from mlx_companion.slm.packs import Pack, save_pack
 from mlx_companion.slm.results import ResearchResult
 from mlx_companion.slm.views import AdaptedBackbone, CpuBackbone
 
@@ -209,12 +210,10 @@ class Packaged(SLMModule[ResearchResult]):
     def __init__(
         self,
         *,
-        pack: Path | None = None,
+        pack: Pack | None = None,
         backbone: BaseSLMAdapter | None = None,
         confidence_threshold: float = 0.5,
     ) -> None:
-        if pack is not None and pack.name == "damaged":
-            raise SLMError("the pack is damaged")
         self.pack = pack
         self.backbone = backbone
         self.confidence_threshold = confidence_threshold
@@ -232,32 +231,43 @@ class Packaged(SLMModule[ResearchResult]):
         return ResearchResult(False, 0.5, "by rule", "rule")
 
 
+class PackagedTracker(Packaged):
+    """The same for the tracker."""
+
+    name = "context_tracker"
+
+
 @pytest.fixture
 def packaged(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two of the four modules come from a stand-in for their own files."""
     module = types.ModuleType("stand_in_of_a_module")
-    module.Packaged = Packaged  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    for name in ("research_classifier", "context_tracker"):
-        monkeypatch.setitem(factory_module.CLASSES, name, f"{module.__name__}:Packaged")
+    for cls in (Packaged, PackagedTracker):
+        setattr(module, cls.__name__, cls)
+        monkeypatch.setitem(factory_module.CLASSES, cls.name, f"{module.__name__}:{cls.__name__}")
+
+
+@pytest.fixture
+def packs(tmp_path: Path) -> Path:
+    """Packs of the classifier: two good ones, and one whose weights were changed."""
+    for version in ("mine", "better", "damaged"):
+        save_pack(tmp_path / version, "research_classifier", version)
+    with (tmp_path / "damaged" / "weights.safetensors").open("ab") as file:
+        file.write(b"!")
+    return tmp_path
 
 
 @pytest.mark.usefixtures("packaged")
 class TestPackagedModules:
-    def test_settings_reach_the_module(self) -> None:
-        config = load_config(
-            SLMConfig,
-            None,
-            {
-                "modules.research_classifier.threshold": 0.8,
-                "modules.research_classifier.pack": "mine",
-            },
-        )
+    def test_settings_reach_the_module(self, packs: Path) -> None:
+        own = "modules.research_classifier"
+        given = {f"{own}.threshold": 0.8, f"{own}.pack": str(packs / "mine")}
+        config = load_config(SLMConfig, None, given)
         built = SLMFactory(config).get_module("research_classifier")
-        assert (built.confidence_threshold, built.pack) == (0.8, Path("mine"))
+        assert (built.confidence_threshold, built.pack.version) == (0.8, "mine")
         assert built.backbone is None
-        active = SLMFactory(config, packs={"research_classifier": Path("active")})
-        assert active.get_module("research_classifier").pack == Path("active")
+        active = SLMFactory(config, packs={"research_classifier": packs / "better"})
+        assert active.get_module("research_classifier").pack.version == "better"
 
     def test_options_of_the_caller_come_first(self) -> None:
         given = {"research_classifier": {"confidence_threshold": 0.7}}
@@ -286,21 +296,22 @@ class TestPackagedModules:
 
         plan = asyncio.run(main())
         assert plan.shared_passes == {"mine": ("research_classifier", "context_tracker")}
-        assert backbone.passes == [["hello"]]
+        # The first is the warm-up, which they share as well.
+        assert backbone.passes == [["Good morning."], ["hello"]]
 
-    def test_reloading_keeps_the_old_module_when_the_new_one_is_damaged(self) -> None:
+    def test_reloading_keeps_the_old_module_when_the_new_one_is_damaged(self, packs: Path) -> None:
         factory = SLMFactory()
         old = factory.get_module("research_classifier")
         with pytest.raises(SLMError, match="damaged"):
-            factory.reload("research_classifier", Path("damaged"))
+            factory.reload("research_classifier", packs / "damaged")
         assert factory.get_module("research_classifier") is old
-        new = factory.reload("research_classifier", Path("better"))
+        new = factory.reload("research_classifier", packs / "better")
         assert factory.get_module("research_classifier") is new is not old
-        assert new.pack == Path("better")
-        assert factory.reload("research_classifier").pack == Path("better")
+        assert new.pack.version == "better"
+        assert factory.reload("research_classifier").pack.version == "better"
 
-    def test_a_module_that_cannot_be_loaded_still_has_its_rules(self) -> None:
-        factory = SLMFactory(packs={"research_classifier": Path("damaged")})
+    def test_a_module_that_cannot_be_loaded_still_has_its_rules(self, packs: Path) -> None:
+        factory = SLMFactory(packs={"research_classifier": packs / "damaged"})
 
         async def main() -> Any:
             own = SLMOrchestrator(factory=factory)

@@ -607,3 +607,18 @@ def test_the_measure_sees_a_loop_that_waits_and_one_that_is_kept() -> None:
 
     assert asyncio.run(Pauses().during(wait())) >= 0.03
     assert asyncio.run(Pauses().during(keep())) >= 0.03
+
+
+def test_attributes_of_a_module_that_fail_or_wait_are_its_own_fault() -> None:
+    class Odd(StandIn):
+        @property
+        def version(self) -> str:  # type: ignore[override]
+            raise SLMError("the version cannot be read")
+
+    async def scene(own: SLMOrchestrator) -> Any:
+        return await own.run_parallel("x"), own.status()
+
+    report, _ = play(scene, context_tracker=Odd("context_tracker"))
+    assert report["context_tracker"].status in ("error", "unavailable")
+    assert "the version cannot be read" in report["context_tracker"].error
+    assert report["research_classifier"].ok
