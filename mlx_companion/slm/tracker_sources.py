@@ -24,9 +24,12 @@ import numpy as np
 
 from mlx_companion.errors import DataError
 from mlx_companion.slm.tracker_texts import written
-from mlx_companion.slm.tracker_words import tokens
+from mlx_companion.slm.tracker_words import DIMENSIONS, tokens
 
 Row = TypeVar("Row")
+# Stand in for the comments in a smoke run.
+_GLAD = "happy glad pleased cheerful merry content thrilled delighted great lucky"
+_LOW = "sad low blue gloomy unhappy lonely terrible miserable down hurt"
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
 _MOODS = {
     "happy": "admiration excitement joy pride relief optimism",
@@ -52,12 +55,14 @@ class Sources:
         vectors: word -> vector (64,), such as `encoder_vectors` gives.
         per_source: rows that are taken of each public source.
         seed: of every draw.
+        max_steps: of every head.
     """
 
     data: Path | None
     vectors: dict[str, np.ndarray]
     per_source: int = 6000
     seed: int = 0
+    max_steps: int = 200
 
 
 def encoder_vectors(folder: str | Path, dimensions: int = 64) -> dict[str, np.ndarray]:
@@ -98,6 +103,7 @@ class Texts:
         narration: sentences of books without dialogue.
         moods: comments and their mood.
         known: words that are known.
+        max_steps: of every head.
         rng: every later draw comes from it.
     """
 
@@ -106,6 +112,7 @@ class Texts:
     narration: list[str]
     moods: list[tuple[str, str]]
     known: set[str]
+    max_steps: int
     rng: random.Random
 
     @classmethod
@@ -116,10 +123,10 @@ class Texts:
             DataError: one is missing.
         """
         rng = random.Random(sources.seed)
-        found = cls([], [], [], [], _own_words(), rng)
+        found = cls([], [], [], [], _own_words(), sources.max_steps, rng)
         if sources.data is None:
-            found.moods = [(text, "happy") for text in ("so happy today", "what a lovely day")]
-            found.moods += [(text, "sad") for text in ("i feel sad", "this is so sad")]
+            found.moods = [(f"so {w} today", "happy") for w in _GLAD.split()]
+            found.moods += [(f"i feel {w}", "sad") for w in _LOW.split()]
             return found
         comments = _comments(sources.data)
         found.queries = _queries(sources.data)
@@ -129,6 +136,12 @@ class Texts:
         found.comments = sample([t for t, _ in comments], 2 * sources.per_source, rng)
         found.narration = sample([t for t in prose if _is_formal(t)], sources.per_source, rng)
         return found
+
+
+def smoke_vectors() -> dict[str, np.ndarray]:
+    """Vectors drawn by chance for the words of the packaged texts: for smoke runs only."""
+    rng = np.random.default_rng(0)
+    return {word: rng.standard_normal(DIMENSIONS) for word in sorted(_own_words())}
 
 
 def sample(rows: list[Row], most: int, rng: random.Random) -> list[Row]:

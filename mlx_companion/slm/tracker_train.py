@@ -49,7 +49,7 @@ def train_tracker(
     *,
     version: str = "1",
     say: Callable[[str], None] = lambda line: None,
-    card: str | None = None,
+    card: Callable[[dict[str, Any], Sources], str] | None = None,
 ) -> Pack:
     """Train every head and write the pack.
 
@@ -58,7 +58,7 @@ def train_tracker(
         out: folder of the pack.
         version: its name.
         say: is told figures as they come.
-        card: the model card's text.
+        card: makes the model card of the figures.
 
     Raises:
         DataError: a source is missing.
@@ -79,7 +79,7 @@ def train_tracker(
         ("topic", topic_rows(texts)),
         ("depth", depth_rows(texts)),
     ):
-        arrays_of, settings[name], metrics[name] = _train_classes(name, rows, table)
+        arrays_of, settings[name], metrics[name] = _train_classes(name, rows, table, texts)
         arrays |= arrays_of
         say(f"{name}: {metrics[name]}")
     rules = "lexicon: |\n" + "".join(f"  {line}\n" for line in written("lexicon").splitlines())
@@ -91,7 +91,7 @@ def train_tracker(
         settings=settings,
         rules=rules,
         metrics=metrics,
-        card=card,
+        card=None if card is None else card(metrics, sources),
     )
 
 
@@ -107,7 +107,7 @@ def _train_sense(texts: Texts, lexicon: Lexicon, table: WordTable) -> Trained:
     blocks = sense_blocks([row[0] for row in rows], table)
     labels = np.array([row[1] for row in rows])
     weights = np.where(np.arange(len(rows)) < own, 1.0, 0.5)
-    options: dict[str, Any] = {"penalties": [1e-4, 1e-2], "row_weights": weights}
+    options = _options(texts, weights, [1e-4, 1e-2])
     unseen = {
         "sentences": out_of_fold(blocks, labels, _folds([r[3] for r in rows]), **options)[:, 0],
         "terms": out_of_fold(blocks, labels, _folds([r[2] for r in rows]), **options)[:, 0],
@@ -125,6 +125,10 @@ def _train_sense(texts: Texts, lexicon: Lexicon, table: WordTable) -> Trained:
 
 def _ambiguous(lexicon: Lexicon, text: str) -> Iterator[bool]:
     return (True for match in lexicon.matches(tokens(text)) if match.entry.ambiguous)
+
+
+def _options(texts: Texts, weights: np.ndarray, penalties: list[float]) -> dict[str, Any]:
+    return {"penalties": penalties, "row_weights": weights, "max_steps": texts.max_steps}
 
 
 def _right(shares: np.ndarray, labels: np.ndarray, threshold: float) -> dict[str, float]:
@@ -148,7 +152,7 @@ def _train_formality(texts: Texts, lexicon: Lexicon, table: WordTable) -> Traine
     labels = np.array([row[1] for row in rows])
     names = np.array([row[2] for row in rows])
     weights = np.where(names == "pairs", 4.0, 1.0)
-    options: dict[str, Any] = {"penalties": [1e-5, 1e-4], "row_weights": weights}
+    options = _options(texts, weights, [1e-5, 1e-4])
     logits = out_of_fold(blocks, labels, _folds([row[3] for row in rows], 3), **options)[:, 0]
     calibration = fit_platt(logits, labels, weights)
     metrics: dict[str, Any] = {"rows": len(rows)}
@@ -165,18 +169,15 @@ def _train_formality(texts: Texts, lexicon: Lexicon, table: WordTable) -> Traine
     return head.to_arrays("formality", ["int8", "float32"]), _sigmoid_of(calibration), metrics
 
 
-def _train_classes(name: str, rows: list[tuple[str, str]], table: WordTable) -> Trained:
+def _train_classes(
+    name: str, rows: list[tuple[str, str]], table: WordTable, texts: Texts
+) -> Trained:
     names = ["everyday", "user", "specialist"] if name == "depth" else sorted({m for _, m in rows})
     labels = np.array([names.index(label) for _, label in rows])
     blocks = context_blocks([text for text, _ in rows], table)
     shares_of = np.bincount(labels, minlength=len(names)) / len(labels)
     weights = (shares_of[labels] + 1e-9) ** -0.5
-    options: dict[str, Any] = {
-        "penalties": [2e-4, 1e-2],
-        "row_weights": weights,
-        "classes": len(names),
-        "max_steps": 120,
-    }
+    options = _options(texts, weights, [2e-4, 1e-2]) | {"classes": len(names)}
     logits = out_of_fold(blocks, labels, _folds([text for text, _ in rows], 3), **options)
     head = fit_logistic(blocks, labels, **options)
     if logits.shape[1] == 1:
