@@ -53,11 +53,9 @@ class Scripted:
         seed: int | None = None,
         switch: StopSwitch = NEVER,
         system: str | None = None,
-        max_tokens: int | None = None,
     ) -> Generator[str, None, Reply]:
         self.asked.append(
-            SimpleNamespace(prompt=prompt, history=list(history), seed=seed, system=system,
-                            max_tokens=max_tokens)
+            SimpleNamespace(prompt=prompt, history=list(history), seed=seed, system=system)
         )  # fmt: skip
         text = self.answer(prompt, system or "")
         yield text
@@ -90,7 +88,8 @@ def guard(item: Any) -> GuardResult:
     return GuardResult(item["text"], found, mended, [{"how": "rule"}] * len(found), 1.0)
 
 
-def track(text: str) -> ContextResult:
+def track(item: Any) -> ContextResult:
+    text = item["text"]
     updates = []
     if "call me " in text:
         name = text.partition("call me ")[2].split()[0]

@@ -173,6 +173,11 @@ class Chat:
         self.history.append((turn.prompt, shown))
         return self.last
 
+    @property
+    def id(self) -> str:
+        """Of this conversation, under which its exchanges are stored."""
+        return self._conversation
+
     def rate(self, kind: Literal["up", "down"]) -> None:
         """Store a thumb for the last reply.
 

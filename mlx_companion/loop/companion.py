@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,17 +38,18 @@ from typing import TYPE_CHECKING, Any
 from mlx_companion.errors import LoopError
 from mlx_companion.loop.chat import Chat, Turn
 from mlx_companion.loop.config import LoopConfig
+from mlx_companion.loop.habits import SOURCE, habits_of
 from mlx_companion.loop.modules import Modules
-from mlx_companion.loop.prompting import Known, polish, system_text
+from mlx_companion.loop.prompting import Known, built_prompt, polish
 from mlx_companion.loop.served import ServedModel
 from mlx_companion.loop.trace import Trace, short
 from mlx_companion.models.generation import Reply
 from mlx_companion.runtime.config import load_config
 from mlx_companion.runtime.stop import NEVER, StopSwitch
-from mlx_companion.slm.sync import Change, ContextSyncManager, SyncConfig
+from mlx_companion.slm.results import ContextResult
+from mlx_companion.slm.sync import Change, ContextSyncManager, QueueReport, SyncConfig
 from mlx_companion.store import ContextEntry, Interaction, Store
 from mlx_companion.store.erase import forget as erase_learned
-from mlx_companion.store.values import new_id
 
 if TYPE_CHECKING:
     from mlx_companion.models import LanguageModel
@@ -173,7 +174,7 @@ class Companion:
             known = await self._listen(turn, trace)
             await self._look_up(turn.prompt, known, trace)
             system = await self._prompt(known, trace)
-            reply = await self._generate(turn, system, known, switch, trace)
+            reply = await self._generate(turn, system, switch, trace)
             if switch.requested:
                 return CompanionReply(reply.text, trace, None)
             said = await self._mend(reply.text, turn, known, trace)
@@ -267,19 +268,26 @@ class Companion:
     async def _listen(self, turn: Turn, trace: Trace) -> Known:
         known = Known()
         with trace.step("listen", turn.prompt) as step:
-            heard = await self._modules.listen(turn.prompt, self.conversation.history, step)
-            known.research, known.context = heard
+            known.facts = await asyncio.to_thread(self.sync.get_latest_context)
+            known.research, known.context = await self._modules.listen(
+                turn.prompt, known.facts, self.conversation.id, step
+            )
         with trace.step("learn") as step:
             told = known.context.updates if known.context is not None else []
             step.given = short([one.key for one in told])
-            known.facts, report = await asyncio.to_thread(self._learn, told)
+            known.facts, report = await asyncio.to_thread(self._learn, known.context)
             step.made = short(", ".join(f"{c.key} = {c.after!r}" for c in report.changes))
             step.details = dict(report.decided)
         return known
 
-    def _learn(self, updates: Sequence[Any]) -> tuple[dict[str, Any], Any]:
-        ids = [new_id() for _ in updates]
-        self.sync.queue_updates(updates, ids=ids)
+    def _learn(self, heard: ContextResult | None) -> tuple[dict[str, Any], QueueReport]:
+        if heard is not None:
+            self.sync.queue_updates(heard.updates)
+            with self.store.transaction():
+                states = self.store.module_states
+                state, habits = habits_of(states.get(SOURCE), heard)
+                self.sync.queue_updates(habits, source=SOURCE)
+                states.set(SOURCE, state)
         report = self.sync.process_queue()
         return self.sync.get_latest_context(), report
 
@@ -302,19 +310,19 @@ class Companion:
 
     async def _prompt(self, known: Known, trace: Trace) -> str | None:
         with trace.step("prompt", known.facts) as step:
-            count = self._count_tokens
-            system = await asyncio.to_thread(
-                system_text, self.served.profile, known, self._budget, count
+            built = await asyncio.to_thread(
+                built_prompt, self.served.profile, known, self._budget, self._count_tokens
             )
-            step.made, step.details = short(system), {"tokens": count(system)}
-            return system
+            step.made = short(" ".join(built.used) or "the profile's own")
+            step.details = {"tokens": built.tokens, "left_out": list(built.left_out)}
+            return built.text
         return None
 
     def _count_tokens(self, text: str) -> int:
         return len(self.served.lm.tokenizer.encode(text))
 
     async def _generate(
-        self, turn: Turn, system: str | None, known: Known, switch: StopSwitch, trace: Trace
+        self, turn: Turn, system: str | None, switch: StopSwitch, trace: Trace
     ) -> Reply:
         def work() -> Reply:
             pieces = self.served.stream(
@@ -323,7 +331,6 @@ class Companion:
                 seed=turn.seed,
                 switch=switch,
                 system=system,
-                max_tokens=known.max_tokens(self.served.serve.max_tokens),
             )
             return _drain(pieces)
 
@@ -338,17 +345,19 @@ class Companion:
         with trace.step("guard", text) as step:
             text = await self._modules.guard(text, turn.prompt, known.name, step)
         with trace.step("polish", text) as step:
-            polished = await asyncio.to_thread(polish, text, self.served.profile, known)
-            if not polished.strip():
+            polished = await asyncio.to_thread(polish, text, known)
+            if not polished.text.strip():
                 raise LoopError("nothing would be left of the reply")
-            text, step.made = polished, short(polished)
+            text = polished.text
+            rules = sorted({str(change["rule"]) for change in polished.changes})
+            step.made = short(", ".join(rules) or "nothing to change")
         return text
 
     def _keep(self, turn: Turn, reply: Reply, said: str, trace: Trace) -> Interaction:
         meta: dict[str, Any] = {"steps": {one.name: one.state for one in trace.steps}}
         with self.store.transaction():
             kept = self.conversation.keep(turn, reply, text=said, meta=meta)
-            self._modules.keep_traffic()
+            self._modules.keep()
         return kept
 
     async def _watch(self, turn: Turn, said: str, trace: Trace) -> None:

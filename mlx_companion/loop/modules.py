@@ -8,7 +8,9 @@ whole end up in the step of the trace.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import datetime as dt
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from mlx_companion.errors import CompanionError
@@ -17,6 +19,7 @@ from mlx_companion.loop.watch import Watcher
 from mlx_companion.personality import Profile
 from mlx_companion.slm.config import SLMConfig
 from mlx_companion.slm.factory import SLMFactory
+from mlx_companion.slm.module import SLMModule
 from mlx_companion.slm.orchestrator import SLMOrchestrator
 from mlx_companion.slm.outcomes import ModuleOutcome, RunReport
 from mlx_companion.slm.registry import SLMRegistry
@@ -57,11 +60,13 @@ class Modules:
         self._traffic: list[tuple[ModuleOutcome, Any]] = []
 
     async def listen(
-        self, text: str, history: Sequence[tuple[str, str]], step: TraceStep
+        self, text: str, facts: Mapping[str, Any], conversation: str, step: TraceStep
     ) -> tuple[ResearchResult | None, ContextResult | None]:
         """What the classifier and the tracker read from a message; None of one that failed."""
         self._traffic.clear()
-        report = await self._run({RESEARCH: text, TRACKER: text}, step)
+        now = dt.datetime.now().astimezone().isoformat(timespec="seconds")
+        message = {"text": text, "now": now, "known": dict(facts), "conversation": conversation}
+        report = await self._run({RESEARCH: text, TRACKER: message}, step)
         research, context = report.result(RESEARCH), report.result(TRACKER)
         told = []
         if research is not None:
@@ -93,8 +98,11 @@ class Modules:
         if result.should_alert:
             step.made = short(f"{step.made}: {result.recommendation}")
 
-    def keep_traffic(self) -> None:
-        """Store what the modules were given and answered, for shadow runs."""
+    def keep(self) -> None:
+        """Store what the modules were given and answered, for shadow runs, and what they count."""
+        tracker = self.factory.loaded_module(TRACKER)
+        if hasattr(tracker, "learned_state"):
+            self.store.module_states.set(TRACKER, tracker.learned_state())
         for outcome, item in self._traffic:
             if outcome.ok and outcome.result is not None:
                 self.store.traffic.add(
@@ -136,7 +144,13 @@ class Modules:
             packs = {}
         factory = SLMFactory(config, packs=packs, options={GUARD: {"profile": profile}})
         factory.register_module(DRIFT, lambda: Watcher(self.store, packs.get(DRIFT)))
+        factory.register_module(TRACKER, lambda: self._tracker(packs.get(TRACKER)))
         return factory
+
+    def _tracker(self, pack: Path | None) -> SLMModule[ContextResult]:
+        from mlx_companion.slm.tracker import ContextTracker
+
+        return ContextTracker(pack, learned=self.store.module_states.get(TRACKER))
 
 
 def _outline(outcome: ModuleOutcome) -> dict[str, Any]:

@@ -116,7 +116,6 @@ class ServedModel:
         seed: int | None = None,
         switch: StopSwitch = NEVER,
         system: str | None = None,
-        max_tokens: int | None = None,
     ) -> Generator[str, None, Reply]:
         """Pieces of the reply to `prompt`; the return value is the whole `Reply`.
 
@@ -125,10 +124,8 @@ class ServedModel:
         Args:
             history: earlier exchanges, oldest first: (what the person said, the reply).
             system: in place of the profile's own system prompt.
-            max_tokens: in place of the served length.
         """
-        max_tokens = max_tokens or self.serve.max_tokens
-        room = context_length(self.lm) - max_tokens
+        room = context_length(self.lm) - self.serve.max_tokens
         history = list(history)
         messages = self._messages(prompt, history, system)
         while history and len(render(self.lm, messages)) > room:
@@ -137,7 +134,7 @@ class ServedModel:
         return stream_generate(
             self.lm,
             messages,
-            max_tokens=max_tokens,
+            max_tokens=self.serve.max_tokens,
             sampling=self.sampling(),
             seed=seed,
             switch=switch,

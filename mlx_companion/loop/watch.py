@@ -1,8 +1,8 @@
-"""The drift monitor over days: it sees every reply, and its state outlives the process.
+"""Modules that remember: their state lies in the store and outlives the process.
 
-The monitor compares replies with a baseline that it learned from earlier ones. That baseline is
-the person's (it comes from conversations with them), so it lies in the store, where `forget`
-deletes it.
+The drift monitor compares replies with a baseline of earlier ones, and the tracker counts the
+words that a person repeats. Both belong to the person, so they lie in the store, where `forget`
+deletes them.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from mlx_companion.store import Store
 __all__ = ["Watcher"]
 
 _log = get_logger(__name__)
+_QUIET = DriftResult(False, None, 0.0, [], "Nothing to do.", False)
 
 
 class Monitor(Protocol):
@@ -27,13 +28,13 @@ class Monitor(Protocol):
 
     version: str
 
-    def observe(self, response: str, user: str | None = None) -> DriftResult:
-        """One more reply, and the message that it answered."""
+    def observe(self, response: str, user: str | None = None) -> DriftResult | None:
+        """One more reply and the message that it answered; None: nothing to say yet."""
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Where it stands, JSON values."""
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
 
     def close(self) -> None:
@@ -45,8 +46,8 @@ class Watcher(SLMModule[DriftResult]):
 
     Args:
         store: where.
-        monitor: by default `DriftMonitor` with this pack.
         pack: folder of its pack; the shipped one by default.
+        monitor: by default `DriftMonitor` with this pack.
     """
 
     name = "drift_monitor"
@@ -56,14 +57,15 @@ class Watcher(SLMModule[DriftResult]):
     ) -> None:
         if monitor is None:
             from mlx_companion.slm.drift import DriftMonitor
+            from mlx_companion.slm.packs import load_pack
 
-            monitor = DriftMonitor(**({} if pack is None else {"pack": pack}))
+            monitor = DriftMonitor(pack=None if pack is None else load_pack(pack, self.name))
         self._store, self._monitor = store, monitor
         self.version = monitor.version
         state = store.module_states.get(self.name)
         if state is not None:
             try:
-                monitor.restore(state)
+                monitor.load_state(state)
             except (CompanionError, KeyError, TypeError, ValueError) as error:
                 # A state of another release: a new baseline is better than no monitor.
                 _log.warning("the drift monitor begins anew", extra={"error": str(error)})
@@ -71,8 +73,8 @@ class Watcher(SLMModule[DriftResult]):
     def process_batch(self, items: Sequence[Mapping[str, Any]]) -> list[DriftResult]:
         """See replies, given as {"response", "user"}, in their order."""
         found = [self._monitor.observe(item["response"], item.get("user")) for item in items]
-        self._store.module_states.set(self.name, self._monitor.state())
-        return found
+        self._store.module_states.set(self.name, self._monitor.state_dict())
+        return [one or _QUIET for one in found]
 
     def close(self) -> None:
         """Let the monitor go; its state is stored."""

@@ -140,7 +140,8 @@ def compare(
     """Let both answer the traffic and compare; an answer that fails differs from every other."""
     times: tuple[list[float], list[float]] = ([], [])
     right: tuple[list[bool], list[bool]] = ([], [])
-    same, failures, differences = 0, 0, []
+    same = failures = 0
+    differences: list[dict[str, Any]] = []
     for number, one in enumerate(traffic):
         # In turn first, so that neither always finds the texts' features computed already.
         order = ((0, active), (1, candidate)) if number % 2 else ((1, candidate), (0, active))

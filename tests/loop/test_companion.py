@@ -228,7 +228,7 @@ def test_steps_of_our_own_may_fail_too(
     if step == "learn":
         monkeypatch.setattr(companion.sync, "queue_updates", broken)
     else:
-        monkeypatch.setattr(module, "system_text" if step == "prompt" else "polish", broken)
+        monkeypatch.setattr(module, "built_prompt" if step == "prompt" else "polish", broken)
     reply = companion.chat_sync("call me Max")
     assert reply.text == "You said: call me Max."
     assert reply.trace.faults == [f"{step}: OSError: no"]
@@ -341,8 +341,8 @@ def test_learning_goes_without_the_conversation(tmp_path: Path) -> None:
     folder = tmp_path / "home"
     learned = f"inferred-{SECRET}"
 
-    def track(text: str) -> Any:
-        found = world.track(text)
+    def track(item: Any) -> Any:
+        found = world.track(item)
         found.updates.append(mc_update("slang.x", learned))
         return found
 
