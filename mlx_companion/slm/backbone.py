@@ -122,6 +122,10 @@ class BaseSLMAdapter(ABC):
             return np.zeros((0, 0), dtype=np.float32)
         return np.stack([row.result() for row in rows])
 
+    def prefetch(self, texts: Sequence[str]) -> None:
+        """Begin with the features of texts, and do not wait: `features` will find them."""
+        self._rows(list(texts))
+
     def generate(self, prompt: Prompt, max_tokens: int = 128) -> str:
         """A reply of the model, greedy.
 
@@ -329,6 +333,7 @@ class EncoderAdapter(BaseSLMAdapter):
 
 
 _shared: dict[str, LanguageModelAdapter] = {}
+_encoders: dict[str, EncoderAdapter] = {}
 _shared_lock = threading.Lock()
 
 
@@ -345,6 +350,21 @@ def shared_backbone(source: str | None = None) -> LanguageModelAdapter:
         if key not in _shared:
             _shared[key] = LanguageModelAdapter(key)
         return _shared[key]
+
+
+def shared_encoder(source: str | None = None) -> EncoderAdapter:
+    """The one sentence encoder of a name in this process; loaded when it is first used.
+
+    Args:
+        source: alias, hub id or folder; the default encoder unless told.
+    """
+    from mlx_companion.models.registry import DEFAULT_ENCODER
+
+    key = source or DEFAULT_ENCODER
+    with _shared_lock:
+        if key not in _encoders:
+            _encoders[key] = EncoderAdapter(key)
+        return _encoders[key]
 
 
 def cut_in_the_middle(tokens: list[int], most: int) -> list[int]:

@@ -3,7 +3,8 @@
 MLX keeps state per thread, and its Python module takes the interpreter's lock when a thread that
 used it ends. A thread that ends while the interpreter is shutting down then aborts the process
 ("terminate called without an active exception"; seen in one of six exits with a thread pool). So
-this thread never ends by itself: it waits, and is gone with the process::
+these threads never end by themselves: they wait, and are gone with the process. The thread of a
+worker that nobody holds any more serves the next one::
 
     worker = Worker("slm-backbone")
     worker.submit(work).result()
@@ -16,8 +17,8 @@ import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
-from queue import SimpleQueue
-from typing import Any, TypeVar
+from queue import Empty, SimpleQueue
+from typing import Any, NoReturn, TypeVar
 
 T = TypeVar("T")
 
@@ -26,6 +27,7 @@ _Job = tuple[Future[Any], Callable[[], Any]]
 _PATIENCE = 10.0
 
 _workers: weakref.WeakSet[Worker] = weakref.WeakSet()
+_idle: SimpleQueue[SimpleQueue[_Job]] = SimpleQueue()
 _ending = threading.Event()
 
 
@@ -33,27 +35,26 @@ class Worker:
     """A thread that does one job after another; it starts with the first.
 
     Args:
-        name: of the thread.
+        name: of the thread, when it starts one.
     """
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._jobs: SimpleQueue[_Job] | None = None
         self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
 
     def submit(self, work: Callable[[], T]) -> Future[T]:
         """Do `work` after what was submitted before; its result or error is in the future."""
         future: Future[T] = Future()
         with self._lock:
-            if self._thread is None:
-                self._start()
+            if self._jobs is None:
+                self._jobs = self._start()
         self._jobs.put((future, work))
         return future
 
     def settle(self, patience: float) -> None:
         """Wait until nothing runs."""
-        if self._thread is not None:
+        if self._jobs is not None:
             marker: Future[None] = Future()
             self._jobs.put((marker, _nothing))
             try:
@@ -61,20 +62,24 @@ class Worker:
             except BaseException:
                 return
 
-    def _start(self) -> None:
-        # The thread knows the queue only: a worker that nobody holds any more can be collected.
-        arguments = (self._jobs,)
-        self._thread = threading.Thread(
-            target=_work_through, args=arguments, name=self._name, daemon=True
-        )
-        weakref.finalize(self, self._jobs.put, None).atexit = False
+    def _start(self) -> SimpleQueue[_Job]:
+        try:
+            jobs = _idle.get_nowait()
+        except Empty:
+            jobs = SimpleQueue()
+            # The thread knows the queue only, so that the worker can be collected.
+            arguments = (jobs,)
+            threading.Thread(
+                target=_work_through, args=arguments, name=self._name, daemon=True
+            ).start()
+        weakref.finalize(self, _idle.put, jobs).atexit = False
         _workers.add(self)
-        self._thread.start()
+        return jobs
 
 
-def _work_through(jobs: SimpleQueue[_Job | None]) -> None:
-    while (job := jobs.get()) is not None:
-        future, work = job
+def _work_through(jobs: SimpleQueue[_Job]) -> NoReturn:
+    while True:
+        future, work = jobs.get()
         if _ending.is_set() and work is not _nothing:
             future.cancel()
         if not future.set_running_or_notify_cancel():
@@ -84,7 +89,7 @@ def _work_through(jobs: SimpleQueue[_Job | None]) -> None:
         except BaseException as error:
             future.set_exception(error)
         # Not kept until the next job: they may hold a model.
-        del job, future, work
+        del future, work
 
 
 def _nothing() -> None:
