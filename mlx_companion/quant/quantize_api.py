@@ -11,6 +11,7 @@ carry an adapter, which stays attached. The model given is not changed.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +23,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from mlx_companion.errors import ConfigError, DataError, ModelError
+from mlx_companion.errors import ConfigError, ModelError
 from mlx_companion.models.encoder import SentenceEncoder
 from mlx_companion.models.hashing import content_sha256
 from mlx_companion.models.load import LanguageModel
@@ -38,24 +39,21 @@ from mlx_companion.quant.quantize_layers import (
     plain_twin,
 )
 from mlx_companion.quant.quantize_measure import Measure, Reference
-from mlx_companion.quant.quantize_run import Run, Texts, run_recipes
+from mlx_companion.quant.quantize_run import Outcome, Run, run_recipes
 from mlx_companion.quant.quantize_save import (
     WEIGHTS,
     check_target,
     save_encoder,
     save_language_model,
 )
-from mlx_companion.quant.quantize_subjects import Subject, subject_of
+from mlx_companion.quant.quantize_subjects import Subject, number_type, subject_of
+from mlx_companion.quant.quantize_texts import Amounts, choose_texts, evenly
 from mlx_companion.runtime.stop import NEVER, StopSwitch
 
 Method = Literal["auto", "rtn", "awq", "gptq", "dwq"]
 METHODS: tuple[str, ...] = ("auto", "rtn", "awq", "gptq", "dwq")
 Sensitivity = Literal["measured", "gradient"]
 Progress = Callable[[str, int, int], Any]
-
-_EXAMPLE_TEXT = Path(__file__).parent.parent / "loop" / "data" / "general_text.txt"
-_EVALUATION_SHARE = 5
-_CHOOSING_ROWS = 4
 
 
 @dataclass
@@ -162,56 +160,26 @@ def quantize(
         Stopped: a stop was asked for.
     """
     wanted = parse_level(level, group_size)
-    _check_method(method, wanted)
-    if sensitivity not in ("measured", "gradient"):
-        raise ConfigError(f"sensitivity is {sensitivity!r}; expected 'measured' or 'gradient'")
-    cpu, start = time.process_time(), time.monotonic()
+    _check_method(method, wanted, sensitivity)
+    amounts = Amounts(window, calibration_tokens, distil_tokens, evaluation_tokens)
+    clock = time.monotonic(), time.process_time()
     subject = subject_of(model)
-    texts = _texts(subject, calibration, evaluation, seed,
-                   (window, calibration_tokens, distil_tokens, evaluation_tokens))  # fmt: skip
-    run = Run(subject, wanted, method, texts, group_size, seed, progress or _silent, switch,
-              sensitivity)  # fmt: skip
-    outcome = run_recipes(run)
-    packed = outcome.model
-    packed.eval()
-    dtype = _number_type(model)
-    if mx.default_device().type == mx.DeviceType.cpu and not wanted.plain:
-        # 16-bit numbers are slow there; what they hold, 32 bits hold exactly.
-        cast(packed, dtype)
-        cast(packed, mx.float32)
-    else:
-        cast(packed, dtype)
-    mx.eval(packed.parameters())
-    reference = Reference(subject, texts.evaluation, switch=switch)
-    after = reference.compare(plain_twin(packed, mx.float32))
-    if not math.isfinite(after.divergence):
-        raise ModelError(
-            f"the model gives numbers that are not finite at {wanted.name}; take more bits, or "
-            "another method"
-        )
-    before = reference.baseline().perplexity if subject.predicts else None
-    bits, numbers = count_bits(packed)
-    report = QuantReport(
-        level=wanted.name,
+    run = Run(
+        subject=subject,
+        level=wanted,
         method=method,
-        recipe=outcome.recipe,
-        measure="kl" if subject.predicts else "cosine",
-        bits_per_weight=bits / numbers,
-        bytes=bits // 8,
-        bytes_before=2 * numbers,
-        divergence=after.divergence,
-        agreement=after.agreement,
-        perplexity=after.perplexity,
-        perplexity_before=before,
-        positions=after.count,
-        calibration_tokens=int(texts.calibration.size),
-        seconds=time.monotonic() - start,
-        cpu_seconds=time.process_time() - cpu,
+        texts=choose_texts(subject, calibration, evaluation, amounts, seed),
+        group_size=group_size,
         seed=seed,
-        layers=_layers(subject, packed, outcome.losses),
-        tried=outcome.tried,
+        progress=progress or _silent,
+        switch=switch,
+        sensitivity=sensitivity,
+        dtype=number_type(model),
     )
-    return Quantized(_around(subject, packed, wanted, seed), report, dtype)
+    outcome = run_recipes(run)
+    _settle(outcome.model, run)
+    report = _report(run, outcome, clock)
+    return Quantized(_around(run, outcome.model), report, run.dtype)
 
 
 def compare(
@@ -238,11 +206,56 @@ def compare(
         ConfigError: something that is no model.
     """
     old, new = subject_of(before), subject_of(after)
-    rows = _first(old.windows(texts, window), tokens)
+    rows = evenly(old.windows(texts, window), tokens)
     return Reference(old, rows, switch=switch).compare(new.model)
 
 
-def _check_method(method: str, level: Level) -> None:
+def _settle(packed: nn.Module, run: Run) -> None:
+    """Give a packed model the number types that it is used with."""
+    packed.eval()
+    cast(packed, run.dtype)
+    if mx.default_device().type == mx.DeviceType.cpu and not run.level.plain:
+        # 16-bit numbers are slow there; what they hold, 32 bits hold exactly.
+        cast(packed, mx.float32)
+    mx.eval(packed.parameters())
+
+
+def _report(run: Run, outcome: Outcome, clock: tuple[float, float]) -> QuantReport:
+    subject, packed = run.subject, outcome.model
+    reference = Reference(subject, run.texts.evaluation, switch=run.switch)
+    after = reference.compare(plain_twin(packed, mx.float32))
+    if not math.isfinite(after.divergence):
+        raise ModelError(
+            f"the model gives numbers that are not finite at {run.level.name}; take more bits, or "
+            "another method"
+        )
+    before = reference.baseline().perplexity if subject.predicts else None
+    bits, numbers = count_bits(packed)
+    return QuantReport(
+        level=run.level.name,
+        method=run.method,
+        recipe=outcome.recipe,
+        measure="kl" if subject.predicts else "cosine",
+        bits_per_weight=bits / numbers,
+        bytes=bits // 8,
+        bytes_before=2 * numbers,
+        divergence=after.divergence,
+        agreement=after.agreement,
+        perplexity=after.perplexity,
+        perplexity_before=before,
+        positions=after.count,
+        calibration_tokens=int(run.texts.calibration.size),
+        seconds=time.monotonic() - clock[0],
+        cpu_seconds=time.process_time() - clock[1],
+        seed=run.seed,
+        layers=_layers(subject, packed, outcome.losses),
+        tried=outcome.tried,
+    )
+
+
+def _check_method(method: str, level: Level, sensitivity: str) -> None:
+    if sensitivity not in ("measured", "gradient"):
+        raise ConfigError(f"sensitivity is {sensitivity!r}; expected 'measured' or 'gradient'")
     if method not in METHODS:
         raise ConfigError(f"method is {method!r}; expected one of {', '.join(METHODS)}")
     if level.plain and method not in ("auto", "rtn"):
@@ -252,66 +265,6 @@ def _check_method(method: str, level: Level) -> None:
             "awq has one packing for all layers and cannot spend a budget; give a level such as "
             "q4, or use method 'auto'"
         )
-
-
-def _texts(
-    subject: Subject,
-    calibration: Sequence[str] | None,
-    evaluation: Sequence[str] | None,
-    seed: int,
-    limits: tuple[int, int, int | None, int],
-) -> Texts:
-    window, most, distil, measured = limits
-    for name, value in (("calibration", calibration), ("evaluation", evaluation)):
-        if isinstance(value, str) or (value is not None and not len(value)):
-            raise DataError(f"{name} has to be a list of texts, with at least one")
-    if min(window, most, measured) < 2 or (distil is not None and distil < 0):
-        raise ConfigError("window and numbers of tokens have to be positive, a window at least 2")
-    given = list(calibration) if calibration is not None else _example_texts()
-    if evaluation is None:
-        given, evaluation = _split(given)
-    training = most if distil is None else distil
-    rows = subject.windows(given, window)
-    order = np.random.default_rng(seed).permutation(len(rows))
-    per_row = rows.shape[1]
-    rows = rows[mx.array(order[: max(1, max(most, training) // per_row)])]
-    held = min(_CHOOSING_ROWS, len(rows) // 4)
-    seen, choosing = (rows[:-held], rows[-held:]) if held else (rows, rows)
-    return Texts(
-        seen[: max(1, most // per_row)],
-        seen[: training // per_row],
-        choosing,
-        _first(subject.windows(evaluation, window), measured),
-    )
-
-
-def _first(rows: mx.array, tokens: int) -> mx.array:
-    """So many tokens, taken evenly from all rows."""
-    count = min(len(rows), max(1, tokens // rows.shape[1]))
-    return rows[mx.array(np.linspace(0, len(rows) - 1, count).astype(int))]
-
-
-def _example_texts() -> list[str]:
-    return _EXAMPLE_TEXT.read_text(encoding="utf-8").split("\n\n")
-
-
-def _split(texts: list[str]) -> tuple[list[str], list[str]]:
-    """Four fifths and the last fifth; a text on its own is cut."""
-    if len(texts) == 1:
-        cut = len(texts[0]) * (_EVALUATION_SHARE - 1) // _EVALUATION_SHARE
-        return [texts[0][:cut]], [texts[0][cut:]]
-    held = max(1, len(texts) // _EVALUATION_SHARE)
-    if len(texts) > 3:
-        held = max(2, held)
-    return texts[:-held], texts[-held:]
-
-
-def _number_type(model: Any) -> mx.Dtype:
-    """float16, or bfloat16 where the model has it (whose range float16 may not have)."""
-    module = model if isinstance(model, nn.Module) else model.model
-    kinds = {layer.weight.dtype for layer in packable(module).values()}
-    kinds |= {layer.scales.dtype for layer in packable(module).values() if "scales" in layer}
-    return mx.bfloat16 if mx.bfloat16 in kinds else mx.float16
 
 
 def _layers(
@@ -330,13 +283,12 @@ def _layers(
     return tuple(found)
 
 
-def _around(subject: Subject, packed: nn.Module, level: Level, seed: int) -> Any:
-    found = subject.rebuilt(packed)
+def _around(run: Run, packed: nn.Module) -> Any:
+    found = run.subject.rebuilt(packed)
     if isinstance(found, LanguageModel):
         # Not the files' hash any more: an adapter of the new weights is none of the old ones.
-        import hashlib
-
-        told = f"{found.base_sha256} {level.name} {seed} {found.config.get('quantization')}"
+        packings = found.config.get("quantization")
+        told = f"{found.base_sha256} {run.level.name} {run.method} {run.seed} {packings}"
         found.base_sha256 = hashlib.sha256(told.encode()).hexdigest()
     return found
 

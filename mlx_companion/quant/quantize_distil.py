@@ -95,6 +95,7 @@ def distilled(
     learning_rate: float = 2e-3,
     rows: int = 2,
     seed: int = 0,
+    dtype: mx.Dtype = mx.float16,
     switch: StopSwitch = NEVER,
 ) -> dict[str, Grid]:
     """Train scales and biases so that predictions come close to the model's own.
@@ -107,6 +108,7 @@ def distilled(
         learning_rate: of Adam at the start, in relative units; falls to a tenth along a cosine.
         rows: windows in a step.
         seed: order of the windows.
+        dtype: that the scales are rounded to in the end.
         switch: consulted at each step.
 
     Returns:
@@ -138,7 +140,7 @@ def distilled(
             temperature=1.0,
         )
     return dict(grids) | {
-        path: _trained_grid(grids[path], layer) for path, layer in trained.items()
+        path: _trained_grid(grids[path], layer, dtype) for path, layer in trained.items()
     }
 
 
@@ -153,9 +155,9 @@ def _with_grids(
     return trained
 
 
-def _trained_grid(grid: Grid, layer: _GridLayer) -> Grid:
+def _trained_grid(grid: Grid, layer: _GridLayer, dtype: mx.Dtype) -> Grid:
     scales, biases = (np.array(values) for values in layer.grid_values())
-    return with_scales(grid, scales, biases)
+    return with_scales(grid, scales, biases, dtype)
 
 
 def _kl(logits_new: mx.array, logits_old: mx.array) -> mx.array:

@@ -89,7 +89,12 @@ def unpack_codes(words: Array, bits: int) -> Array:
 
 
 def nearest(
-    weight: Array, packing: Packing, importance: Array | None = None, *, search: bool = True
+    weight: Array,
+    packing: Packing,
+    importance: Array | None = None,
+    *,
+    search: bool = True,
+    dtype: mx.Dtype = mx.float16,
 ) -> Grid:
     """Round each weight to the nearest point of its group's grid.
 
@@ -98,9 +103,10 @@ def nearest(
         packing: affine.
         importance: (C,) what a squared error in each column costs; None for 1.
         search: try several grids; else only MLX's, which gives what `mx.quantize` gives.
+        dtype: of scales and biases.
     """
     parts = [
-        _nearest(weight[start : start + _ROWS_AT_ONCE], packing, importance, search)
+        _nearest(weight[start : start + _ROWS_AT_ONCE], packing, importance, search, dtype)
         for start in range(0, len(weight), _ROWS_AT_ONCE)
     ]
     codes, scales, biases = (np.concatenate([getattr(p, n) for p in parts]) for n in _FIELDS)
@@ -110,21 +116,28 @@ def nearest(
 _FIELDS = ("codes", "scales", "biases")
 
 
-def _nearest(weight: Array, packing: Packing, importance: Array | None, search: bool) -> Grid:
+def _nearest(
+    weight: Array, packing: Packing, importance: Array | None, search: bool, dtype: mx.Dtype
+) -> Grid:
     rows = len(weight)
     groups = weight.reshape(-1, packing.group_size)
     weights = None
     if importance is not None:
         own = importance.reshape(-1, packing.group_size) + _TINY * importance.mean() + 1e-30
         weights = np.tile(own / own.mean(axis=1, keepdims=True), (rows, 1)).astype(np.float32)
-    scales, biases = fit_groups(groups, packing.bits, weights, search=search)
+    scales, biases = fit_groups(groups, packing.bits, weights, search=search, dtype=dtype)
     codes = encode(groups, scales, biases, packing.bits)
     shape = (rows, -1)
     return Grid(codes.reshape(weight.shape), scales.reshape(shape), biases.reshape(shape), packing)
 
 
 def fit_groups(
-    groups: Array, bits: int, weights: Array | None = None, *, search: bool = True
+    groups: Array,
+    bits: int,
+    weights: Array | None = None,
+    *,
+    search: bool = True,
+    dtype: mx.Dtype = mx.float16,
 ) -> tuple[Array, Array]:
     """A scale and a bias for each group, exact in 16 bits.
 
@@ -133,11 +146,12 @@ def fit_groups(
         bits: per code.
         weights: (N, group size) what a squared error costs; None for 1.
         search: try several grids, see the module.
+        dtype: of scales and biases.
 
     Returns:
         Scales and biases (N,) float32.
     """
-    scales, biases = _mlx_grid(groups, bits)
+    scales, biases = _mlx_grid(groups, bits, dtype)
     if not search:
         return scales, biases
     least = _error(groups, scales, biases, bits, weights)
@@ -152,11 +166,12 @@ def fit_groups(
         least = np.minimum(least, error)
 
     for shrink in _SHRINKS:
-        consider((_half(span * shrink / (2**bits - 1)), _half(middle - span * shrink / 2)))
+        step, start = span * shrink / (2**bits - 1), middle - span * shrink / 2
+        consider((_half(step, dtype), _half(start, dtype)))
         if not least.any():
             return scales, biases
     for _ in range(_REFITS):
-        consider(_refitted(groups, scales, biases, bits, weights))
+        consider(_refitted(groups, scales, biases, bits, weights, dtype))
     return scales, biases
 
 
@@ -167,13 +182,18 @@ def encode(groups: Array, scales: Array, biases: Array, bits: int) -> Array:
     return np.clip(codes, 0, 2**bits - 1).astype(np.uint8)
 
 
-def _mlx_grid(groups: Array, bits: int) -> tuple[Array, Array]:
+def _mlx_grid(groups: Array, bits: int, dtype: mx.Dtype) -> tuple[Array, Array]:
     _, scales, biases = mx.quantize(mx.array(groups), group_size=groups.shape[1], bits=bits)
-    return _half(np.array(scales)[:, 0]), _half(np.array(biases)[:, 0])
+    return _half(np.array(scales)[:, 0], dtype), _half(np.array(biases)[:, 0], dtype)
 
 
 def _refitted(
-    groups: Array, scales: Array, biases: Array, bits: int, weights: Array | None
+    groups: Array,
+    scales: Array,
+    biases: Array,
+    bits: int,
+    weights: Array | None,
+    dtype: mx.Dtype,
 ) -> tuple[Array, Array]:
     """Least squares for scale and bias, the codes as they are."""
     codes = encode(groups, scales, biases, bits).astype(np.float32)
@@ -183,9 +203,8 @@ def _refitted(
     spread = codes - mean_code[:, None]
     variance = (w * spread * spread).sum(axis=1)
     slope = (w * spread * groups).sum(axis=1) / np.maximum(variance, _TINY)
-    slope = np.where(variance > _TINY, slope, scales).astype(np.float32)
-    slope = _half(slope)
-    return slope, _half(mean - slope * mean_code)
+    slope = _half(np.where(variance > _TINY, slope, scales), dtype)
+    return slope, _half(mean - slope * mean_code, dtype)
 
 
 def _error(groups: Array, scales: Array, biases: Array, bits: int, weights: Array | None) -> Array:
@@ -198,18 +217,24 @@ def _error(groups: Array, scales: Array, biases: Array, bits: int, weights: Arra
     return error
 
 
-def _half(values: Array) -> Array:
+def _half(values: Array, dtype: mx.Dtype) -> Array:
     """Rounded to what 16 bits hold."""
-    return values.astype(np.float16).astype(np.float32)
+    if dtype == mx.float16:
+        return values.astype(np.float16).astype(np.float32)
+    exact = mx.array(values.astype(np.float32)).astype(dtype)
+    return np.array(exact.astype(mx.float32))
 
 
-def with_feedback(weight: Array, packing: Packing, moment: Array) -> Grid:
+def with_feedback(
+    weight: Array, packing: Packing, moment: Array, dtype: mx.Dtype = mx.float16
+) -> Grid:
     """Round column by column; what a column gets wrong, the columns after it make up for.
 
     Args:
         weight: (R, C) float32.
         packing: affine; its groups divide C.
         moment: (C, C) sum or mean of x x^T over the inputs of the layer.
+        dtype: of scales and biases.
     """
     factor = inverse_factor(moment)
     importance = np.ascontiguousarray(1 / np.diag(factor) ** 2)
@@ -220,7 +245,8 @@ def with_feedback(weight: Array, packing: Packing, moment: Array) -> Grid:
     for start in range(0, columns, size):
         part = slice(start, start + size)
         own = np.tile(importance[part] / importance[part].mean(), (rows, 1)).astype(np.float32)
-        fitted = fit_groups(np.ascontiguousarray(rest[part].T), packing.bits, own)
+        groups = np.ascontiguousarray(rest[part].T)
+        fitted = fit_groups(groups, packing.bits, own, dtype=dtype)
         group = start // size
         scales[:, group], biases[:, group] = fitted
         own_codes, errors = _round_group(rest[part], *fitted, packing.bits, factor[part, part])
@@ -271,6 +297,6 @@ def output_error(weight: Array, grid: Grid, moment: Array) -> float:
     return float(np.einsum("ij,ij->", difference @ moment.astype(np.float32), difference))
 
 
-def with_scales(grid: Grid, scales: Array, biases: Array) -> Grid:
+def with_scales(grid: Grid, scales: Array, biases: Array, dtype: mx.Dtype = mx.float16) -> Grid:
     """The same codes on other grids."""
-    return replace(grid, scales=_half(scales), biases=_half(biases))
+    return replace(grid, scales=_half(scales, dtype), biases=_half(biases, dtype))

@@ -150,6 +150,7 @@ def fitted(
     seen: Seen | None,
     *,
     feedback: bool = True,
+    dtype: mx.Dtype = mx.float16,
     say: Callable[[str], Any] = lambda text: None,
 ) -> dict[str, Grid]:
     """Grids of all layers that the plan packs in affine form; layers that are packed so stay so.
@@ -159,6 +160,7 @@ def fitted(
         plan: packings by path.
         seen: inputs of the layers; without, errors in all columns count the same.
         feedback: round with error feedback where inputs are known.
+        dtype: of scales and biases.
         say: called with each path.
     """
     grids, given = {}, packable(subject.module)
@@ -169,18 +171,24 @@ def fitted(
         say(path)
         own = grid_of(given[path]) if packing_of(given[path]) == packing else None
         grids[path] = own or fitted_grid(
-            dense(layer), packing, moment_of(seen, path, layer), feedback
+            dense(layer), packing, moment_of(seen, path, layer), feedback, dtype
         )
     return grids
 
 
-def fitted_grid(weight: Array, packing: Packing, moment: Array | None, feedback: bool) -> Grid:
+def fitted_grid(
+    weight: Array,
+    packing: Packing,
+    moment: Array | None,
+    feedback: bool,
+    dtype: mx.Dtype = mx.float16,
+) -> Grid:
     """The grid of one layer. Arguments as of `fitted`."""
     if moment is None:
-        return nearest(weight, packing)
+        return nearest(weight, packing, dtype=dtype)
     if feedback:
-        return with_feedback(weight, packing, moment)
-    return nearest(weight, packing, np.diag(moment).copy())
+        return with_feedback(weight, packing, moment, dtype)
+    return nearest(weight, packing, np.diag(moment).copy(), dtype=dtype)
 
 
 def with_grids(

@@ -22,7 +22,6 @@ from mlx_companion.quant.quantize_distil import distilled
 from mlx_companion.quant.quantize_grid import Grid
 from mlx_companion.quant.quantize_layers import (
     Seen,
-    cast,
     count_bits,
     dense,
     packable,
@@ -47,21 +46,12 @@ from mlx_companion.quant.quantize_sensitivity import (
     moment_of,
 )
 from mlx_companion.quant.quantize_subjects import Subject
+from mlx_companion.quant.quantize_texts import Texts
 from mlx_companion.runtime.stop import StopSwitch
 
 _BITS = (2, 3, 4, 5, 6, 8)
 _PROBE_ROWS, _PROBE_LENGTH = 2, 128
 _GOOD_ENOUGH = 1e-5
-
-
-@dataclass(frozen=True)
-class Texts:
-    """Windows (N, L): to calibrate on, to train scales on (may be none), to choose, to measure."""
-
-    calibration: mx.array
-    training: mx.array
-    choosing: mx.array
-    evaluation: mx.array
 
 
 @dataclass(frozen=True)
@@ -77,6 +67,7 @@ class Run:
     progress: Callable[[str, int, int], Any]
     switch: StopSwitch
     sensitivity: str = "measured"
+    dtype: mx.Dtype = mx.float16
 
     def steps(self, stage: str, total: int) -> Callable[[str], None]:
         """Something to call at each step of a stage."""
@@ -104,7 +95,7 @@ class Outcome:
 def run_recipes(run: Run) -> Outcome:
     """Pack the model as was asked for."""
     if run.level.plain:
-        return Outcome(_half(run.subject.model), "f16")
+        return Outcome(twin(run.subject.model), "f16")
     if run.level.budget is not None:
         return _budgeted(run)
     packing = run.level.packing
@@ -122,12 +113,6 @@ def run_recipes(run: Run) -> Outcome:
     return _fitted(run, plan, seen)
 
 
-def _half(model: nn.Module) -> nn.Module:
-    other = twin(model)
-    cast(other, mx.float16)
-    return other
-
-
 def _budgeted(run: Run) -> Outcome:
     subject, seen = run.subject, None
     layers = packable(subject.model)
@@ -140,7 +125,7 @@ def _budgeted(run: Run) -> Outcome:
             weight = dense(layer)
             if probe.fits(weight.shape[1]):
                 moment = moment_of(seen, path, layer)
-                yield path, fitted_grid(weight, probe, moment, feedback).dense()
+                yield path, fitted_grid(weight, probe, moment, feedback, run.dtype).dense()
 
     rows = run.texts.calibration[:_PROBE_ROWS, :_PROBE_LENGTH]
     if run.sensitivity == "gradient":
@@ -186,13 +171,13 @@ def _fitted(run: Run, plan: Mapping[str, Packing | None], seen: Seen | None) -> 
     feedback = run.method in ("auto", "gptq") and seen is not None
     name = "feedback" if feedback else "fit"
     step = run.steps("rounding", sum(packing is not None for packing in plan.values()))
-    grids = fitted(subject, plan, seen, feedback=feedback, say=step)
-    model = with_grids(subject, plan, grids)
+    grids = fitted(subject, plan, seen, feedback=feedback, dtype=run.dtype, say=step)
+    model = with_grids(subject, plan, grids, run.dtype)
     tried = {name: _divergence(check, model)}
     wants = run.method in ("auto", "dwq") and subject.predicts and len(run.texts.training)
     if wants and grids and (run.method == "dwq" or tried[name] > _GOOD_ENOUGH):
         trained = _trained(run, grids, model)
-        other = with_grids(subject, plan, trained)
+        other = with_grids(subject, plan, trained, run.dtype)
         tried[f"{name}+dwq"] = _divergence(check, other)
         if tried[f"{name}+dwq"] < tried[name]:
             return Outcome(other, f"{name}+dwq", tried)
@@ -203,7 +188,13 @@ def _trained(run: Run, grids: Mapping[str, Grid], model: nn.Module) -> dict[str,
     windows = run.texts.training
     run.progress("training scales", 0, 1)
     found = distilled(
-        run.subject, grids, plain_twin(model, mx.float32), windows, seed=run.seed, switch=run.switch
+        run.subject,
+        grids,
+        plain_twin(model, mx.float32),
+        windows,
+        seed=run.seed,
+        dtype=run.dtype,
+        switch=run.switch,
     )
     run.progress("training scales", 1, 1)
     return found

@@ -168,6 +168,21 @@ def subject_of(model: Any) -> Subject:
     )
 
 
+def number_type(model: Any) -> mx.Dtype:
+    """What is not packed is kept in: float16, or bfloat16 where the model was made in that.
+
+    Activations of such a model may be too large for float16. On a CPU it is loaded as float32, but
+    its configuration remembers.
+    """
+    if isinstance(model, LanguageModel):
+        stated = model.config.get("torch_dtype") or model.config.get("dtype")
+        if stated == "bfloat16":
+            return mx.bfloat16
+    layers = packable(model if isinstance(model, nn.Module) else model.model).values()
+    kinds = {layer["scales" if "scales" in layer else "weight"].dtype for layer in layers}
+    return mx.bfloat16 if mx.bfloat16 in kinds else mx.float16
+
+
 def quantization_entry(module: nn.Module) -> dict[str, Any]:
     """The "quantization" of a `config.json` as mlx-lm writes it, with what differs by layer.
 

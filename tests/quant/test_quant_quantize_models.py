@@ -303,3 +303,16 @@ def test_a_model_that_breaks_is_an_error(lm: LanguageModel) -> None:
     layer.weight = layer.weight.at[0, 0].add(float("nan"))
     with pytest.raises(ModelError, match="not finite"):
         quantize(lm, "q4", method="rtn", **SHORT)
+
+
+@pytest.mark.parametrize("level", ["q4", "4.5bpw", "f16"])
+def test_a_bfloat16_model_stays_one(level: str, lm: LanguageModel, tmp_path: Path) -> None:
+    """Its activations may be too large for float16; a CPU computes with float32 meanwhile."""
+    lm.config["torch_dtype"] = "bfloat16"
+    found = quantize(lm, level, distil_tokens=128, **SHORT)
+    folder = found.save(tmp_path / "out")
+    stored: Any = mx.load(str(folder / "model.safetensors"))
+    assert {v.dtype for v in stored.values() if mx.issubdtype(v.dtype, mx.floating)} == {
+        mx.bfloat16
+    }
+    assert np.allclose(logits(load(folder).model), logits(found.plain().model), atol=2e-2)
