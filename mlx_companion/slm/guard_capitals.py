@@ -24,30 +24,10 @@ _STRETCHED = re.compile(r"(.)\1{2,}")
 _ROMAN = re.compile(r"M{0,3}(?:CM|CD|D?C{0,3})(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3})")
 _ATTACHED_BEFORE = "_@#$\\/=%+<{~&^|"
 _ATTACHED_AFTER = "_@#$\\/=%+({[<&^|~"
-_EXCITED_LINE = frozenset(
-    [
-        "i",
-        "you",
-        "we",
-        "my",
-        "your",
-        "so",
-        "love",
-        "yes",
-        "wow",
-        "best",
-        "happy",
-        "proud",
-        "this",
-        "that",
-        "is",
-        "are",
-        "was",
-        "it's",
-        "i'm",
-        "you're",
-    ]
-)
+_EXCITED = """
+    i you we my your so love yes wow best happy proud this that is are was it's i'm you're
+"""
+_EXCITED_LINE = frozenset(_EXCITED.split())
 _SQL = frozenset(
     ["select", "where", "join", "having", "group", "insert", "values", "delete", "create"]
 )
@@ -172,10 +152,10 @@ def _heads_line(draft: Draft, token: _Token) -> bool:
     line = draft.text[start : min(end, start + 200)].strip()
     left = draft.text[start : token.start].strip(" \t*_#>-+\u2022.)[(0123456789")
     right = draft.text[token.end : min(end, token.end + 60)]
-    if re.match(r"(?:\s+[A-Z0-9]+){0,4}\s*[\])]?(?:\*{1,3}|_{1,2})?:", right):
-        if not left or left.isupper():
-            return True
-    if len(line) > 80 or "!" in line or not line.upper() == line:
+    label = re.match(r"(?:\s+[A-Z0-9]+){0,4}\s*[\])]?(?:\*{1,3}|_{1,2})?:", right)
+    if label and (not left or left.isupper()):
+        return True
+    if len(line) > 80 or "!" in line or line.upper() != line:
         return False
     words = set(re.findall(r"[a-z']+", line.lower()))
     return not words & _EXCITED_LINE and line[-1] not in ".?"
@@ -223,10 +203,7 @@ def _in_keywords(draft: Draft, rules: GuardRules, token: _Token) -> bool:
 
 def _settle(draft: Draft, tokens: list[_Token]) -> None:
     """Emphatic words and acronyms of a shout belong to it, and labels do in their sentence."""
-    for previous, token in pairwise(tokens):
-        _spread(draft, previous, token)
-    for following, token in pairwise(reversed(tokens)):
-        _spread(draft, following, token)
+    _spread_all(draft, tokens)
     loud = {draft.sentence(one.start) for one in tokens if one.role == "shout"}
     run = _runs(draft, tokens)
     for token in tokens:
@@ -235,6 +212,14 @@ def _settle(draft: Draft, tokens: list[_Token]) -> None:
         excited = span in loud or (ends.endswith("!") and not _warns(ends))
         if token.role in ("emphatic", "label") and (excited or run.get(token.start, 0) > 2):
             token.role = "shout"
+    _spread_all(draft, tokens)
+
+
+def _spread_all(draft: Draft, tokens: list[_Token]) -> None:
+    for previous, token in pairwise(tokens):
+        _spread(draft, previous, token)
+    for following, token in pairwise(reversed(tokens)):
+        _spread(draft, following, token)
 
 
 def _warns(sentence: str) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from mlx_companion.personality.emoji import EMOJI, is_sign
 from mlx_companion.slm.guard_text import Draft, Finding, GuardRules
 
 EXCLAMATION_OVERUSE = "exclamation_overuse"
@@ -30,8 +31,8 @@ def exclamations(draft: Draft, rules: GuardRules) -> list[int]:
     places = [found.start() for found in _MARKS.finditer(draft.own)]
     if not places:
         return []
-    named = _named(draft, rules.names_with_mark)
-    return [at for at in places if at not in named and _counts(draft, at)]
+    other = _named(draft, rules.names_with_mark) | _history(draft)
+    return [at for at in places if at not in other and _counts(draft, at)]
 
 
 def find_exclamations(draft: Draft, rules: GuardRules, limit: int) -> list[Finding]:
@@ -60,7 +61,7 @@ def _counts(draft: Draft, at: int) -> bool:
     if after in ("=", "[", "$") and after:
         return False
     if after and after in "!?\uff01":
-        return _counts_in_run(draft, at)
+        return True
     if after.isalnum() or (after in ("_", "-", "/", ":", "(") and after):
         joined = before.isalpha() and before.islower() and after.isupper()
         return bool(joined) or (after in "-(" and before.isalpha() and _ends_word(draft, at, after))
@@ -69,21 +70,17 @@ def _counts(draft: Draft, at: int) -> bool:
     return not (_is_factorial(text, at) or _is_command(text, at))
 
 
-def _counts_in_run(draft: Draft, at: int) -> bool:
-    text = draft.text
-    start = at
-    while start and text[start - 1] in "!?\uff01":
-        start -= 1
-    before = text[max(0, start - 6) : start]
-    # `sudo !!` and a bare `!!` are history expansion of a shell.
-    alone = not before.strip() or before.rstrip() != before
-    return not (alone and (before.strip().endswith("sudo") or _set_off_word(draft, start)))
-
-
-def _set_off_word(draft: Draft, start: int) -> bool:
-    found = _RUN.match(draft.text, start)
-    after = draft.text[found.end() : found.end() + 30] if found else ""
-    return after[:1] == " " and after[1:2].islower()
+def _history(draft: Draft) -> set[int]:
+    """Marks of `sudo !!` and of a bare `!!`, which are history expansion of a shell."""
+    places = set()
+    for found in _RUN.finditer(draft.own):
+        start, end = found.span()
+        before = draft.text[max(0, start - 6) : start]
+        apart = before.rstrip() != before and end - start == 2
+        goes_on = draft.text[end : end + 1] == " " and draft.text[end + 1 : end + 2].islower()
+        if apart and (before.strip().endswith("sudo") or goes_on):
+            places |= {start, start + 1}
+    return places
 
 
 def _ends_word(draft: Draft, at: int, after: str) -> bool:

@@ -31,12 +31,18 @@ _SPOKEN_TO = re.compile(
     rf"|(?:(?<=^)|(?<=[.!?\n*_]\s)|(?<=\n))(?P<opening>{_NAME})(?=[,!\u2014]\s|\s[\u2014\u2013]\s|!$)",
     re.MULTILINE,
 )
+_TITLED = re.compile(r"\b(?:Uncle|Aunt|Mr|Mrs|Ms|Dr|St|Saint|San|Lake|Mount)\.?\s$")
 _BEGINNINGS = """
     i i'm i'd i'll you you're you've your it it's that that's this the let's let there here if
     when what how why we we're my don't just please remember keep take try think a an no yes is are
     do did can could would in on at for with
 """
 _TALKS = frozenset(_BEGINNINGS.split())
+_RELATED = """
+    friend brother sister wife husband son daughter colleague boss dog cat partner mother father mom
+    dad uncle aunt cousin neighbour neighbor teacher author manager
+"""
+_RELATIVES = frozenset(_RELATED.split())
 _ARTICLES = frozenset(["a", "an", "the"])
 
 
@@ -73,11 +79,8 @@ def _uses(draft: Draft, rules: GuardRules, name: str) -> list[tuple[int, int]]:
 def _someone_else(draft: Draft, span: tuple[int, int]) -> bool:
     # "Sam Smith" is not Sam, unless that is the name; nor is "Uncle Sam".
     after = re.match(r"\s([A-Z][a-z]+)", draft.text[span[1] : span[1] + 30])
-    before = re.search(
-        r"\b(Uncle|Aunt|Mr|Mrs|Ms|Dr|St|Saint|San|Lake|Mount)\.?\s$",
-        draft.own[max(0, span[0] - 8) : span[0]],
-    )
-    surname = after is not None and not is_word(after[1])
+    before = _TITLED.search(draft.own, max(0, span[0] - 8), span[0])
+    surname = after is not None and after[1].lower() not in _TALKS
     return surname or before is not None
 
 
@@ -115,7 +118,10 @@ def _is_spoken_to(draft: Draft, rules: GuardRules, kind: str, start: int, end: i
     )
     if kind == "middle":
         following = draft.words_after(end, 1) or [""]
-        return not listed and following[0] in _TALKS and following[0] not in ("a", "an", "the")
+        known = text[start:end].lower() in rules.first_names
+        related = bool(last) and last[-1].lower() in _RELATIVES
+        talks = following[0] in _TALKS and following[0] not in _ARTICLES
+        return not listed and not related and (talks or known)
     return not listed
 
 

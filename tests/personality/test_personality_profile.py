@@ -126,7 +126,7 @@ def test_not_utf8(tmp_path: Path) -> None:
 
 
 def test_no_such_profile() -> None:
-    with pytest.raises(ConfigError, match=r"no profile 'defualt'.*packaged profile \(default"):
+    with pytest.raises(ConfigError, match=r"no profile 'defualt'.*packaged profile \(.*default"):
         load_profile("defualt")
 
 

@@ -1,0 +1,59 @@
+"""The guard's section of a profile, and the archetypes that come with the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mlx_companion.errors import ConfigError
+from mlx_companion.personality import GuardSettings, load_profile, packaged_profiles
+
+
+def test_archetypes_load_and_keep_prompts_short() -> None:
+    assert {"default", "dry_wit", "warm_mentor", "concise_expert", "playful_friend"} <= set(
+        packaged_profiles()
+    )
+    for name in packaged_profiles():
+        profile = load_profile(name)
+        assert profile.name == name
+        assert len(profile.system_prompt.split()) <= 36
+
+
+def test_overrides_reach_the_section() -> None:
+    profile = load_profile("dry_wit", {"guard.max_exclamations": 0, "guard.level": "strict"})
+    assert (profile.guard.max_exclamations, profile.guard.level) == (0, "strict")
+
+
+def test_a_section_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "name: mine\nsystem_prompt: Be kind.\nguard:\n  max_emoji: null\n"
+        "  topics:\n    alcohol: {terms: [wine], substitute: juice}\n  phrases: {circle back: ''}\n"
+    )
+    guard = load_profile(path).guard
+    assert guard.max_emoji is None
+    assert guard.topics["alcohol"].terms == ("wine",)
+    assert guard.phrases == {"circle back": ""}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("guard.level", "strictly", "strict"),
+        ("guard.max_emojis", 1, "max_emoji"),
+        ("guard.max_exclamations", -1, "0 or more"),
+        ("guard.topics", {"two words": {}}, "two words"),
+        ("guard.topics", {"tea": {"term": ["x"]}}, "terms"),
+        ("guard.phrases", {" ": "x"}, "empty phrase"),
+        ("guard.empty_reply", " ", "empty_reply"),
+    ],
+)
+def test_bad_sections(key: str, value: object, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load_profile("dry_wit", {key: value})
+
+
+def test_settings_by_hand_are_checked() -> None:
+    with pytest.raises(ConfigError, match="level"):
+        GuardSettings(level="soft")  # type: ignore[arg-type]
