@@ -17,7 +17,8 @@ A reply goes this way:
     generate   the served version of the model
     guard      the reply is held against the profile and mended
     polish     learned length, slang and tone
-    keep       the exchange and a sample of the modules' work are stored
+    keep       the exchange is stored
+    remember   a sample of what the modules did, and what they count, is stored
     watch      the drift monitor sees the reply; its state is stored
 
 A step that fails is recorded in the trace and the reply goes on without it; only `generate` and
@@ -181,6 +182,8 @@ class Companion:
             with trace.step("keep", said, needed=True) as step:
                 kept = await asyncio.to_thread(self._keep, turn, reply, said, trace)
                 step.made = kept.id
+            with trace.step("remember"):
+                await asyncio.to_thread(self._modules.keep)
             await self._watch(turn, said, trace)
             return CompanionReply(said, trace, kept)
 
@@ -355,10 +358,7 @@ class Companion:
 
     def _keep(self, turn: Turn, reply: Reply, said: str, trace: Trace) -> Interaction:
         meta: dict[str, Any] = {"steps": {one.name: one.state for one in trace.steps}}
-        with self.store.transaction():
-            kept = self.conversation.keep(turn, reply, text=said, meta=meta)
-            self._modules.keep()
-        return kept
+        return self.conversation.keep(turn, reply, text=said, meta=meta)
 
     async def _watch(self, turn: Turn, said: str, trace: Trace) -> None:
         with trace.step("watch", said) as step:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from mlx_companion.errors import CompanionError
 from mlx_companion.loop.trace import TraceStep, short
@@ -34,6 +34,14 @@ RESEARCH, GUARD, TRACKER, DRIFT = (
     "context_tracker",
     "drift_monitor",
 )
+
+
+@runtime_checkable
+class _Remembers(Protocol):
+    """A tracker that counts over many messages."""
+
+    def learned_state(self) -> dict[str, Any]:
+        """What it counted, JSON values."""
 
 
 class Modules:
@@ -100,19 +108,20 @@ class Modules:
 
     def keep(self) -> None:
         """Store what the modules were given and answered, for shadow runs, and what they count."""
-        tracker = self.factory.loaded_module(TRACKER)
-        if hasattr(tracker, "learned_state"):
-            self.store.module_states.set(TRACKER, tracker.learned_state())
-        for outcome, item in self._traffic:
-            if outcome.ok and outcome.result is not None:
-                self.store.traffic.add(
-                    outcome.module,
-                    outcome.version or "",
-                    item,
-                    outcome.result.to_dict(),
-                    outcome.seconds,
-                )
+        answered = [(outcome, item) for outcome, item in self._traffic if outcome.ok]
         self._traffic.clear()
+        with self.store.transaction():
+            for outcome, item in answered:
+                self._keep_one(outcome, item)
+
+    def _keep_one(self, outcome: ModuleOutcome, item: Any) -> None:
+        if outcome.result is None:
+            return
+        result, version = outcome.result.to_dict(), outcome.version or ""
+        self.store.traffic.add(outcome.module, version, item, result, outcome.seconds)
+        tracker = self.factory.loaded_module(TRACKER)
+        if outcome.module == TRACKER and isinstance(tracker, _Remembers):
+            self.store.module_states.set(TRACKER, tracker.learned_state())
 
     def forget(self) -> None:
         """Let the modules begin anew; what they had stored is deleted already."""

@@ -28,7 +28,21 @@ from mlx_companion.runtime.stop import StopSwitch
 from mlx_companion.slm.results import ResearchResult
 from mlx_companion.store import Store
 
-STEPS = ["listen", "learn", "research", "prompt", "generate", "guard", "polish", "keep", "watch"]
+STEPS = [
+    "listen", "learn", "research", "prompt", "generate", "guard", "polish", "keep", "remember",
+    "watch",
+]  # fmt: skip
+    "listen",
+    "learn",
+    "research",
+    "prompt",
+    "generate",
+    "guard",
+    "polish",
+    "keep",
+    "remember",
+    "watch",
+]
 SECRET = "Maximilian-of-the-fjord"
 
 
@@ -216,7 +230,7 @@ def test_rules_answer_for_a_broken_guard_and_classifier(store: Store) -> None:
         assert "no research tool" in str(reply.trace["research"].fault)
 
 
-@pytest.mark.parametrize("step", ["learn", "prompt", "polish"])
+@pytest.mark.parametrize("step", ["learn", "prompt", "polish", "remember"])
 def test_steps_of_our_own_may_fail_too(
     companion: Companion, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,6 +241,8 @@ def test_steps_of_our_own_may_fail_too(
 
     if step == "learn":
         monkeypatch.setattr(companion.sync, "queue_updates", broken)
+    elif step == "remember":
+        monkeypatch.setattr(companion.store.traffic, "add", broken)
     else:
         monkeypatch.setattr(module, "built_prompt" if step == "prompt" else "polish", broken)
     reply = companion.chat_sync("call me Max")

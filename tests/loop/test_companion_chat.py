@@ -58,7 +58,8 @@ def test_the_trace_is_a_line_per_step(
 ) -> None:
     printed, _ = piped(companion.conversation, "hello\n/trace\n", monkeypatch)
     assert [line.split()[0] for line in printed[1:]] == [
-        "listen", "learn", "research", "prompt", "generate", "guard", "polish", "keep", "watch",
+        "listen", "learn", "research", "prompt", "generate", "guard", "polish", "keep",
+        "remember", "watch",
     ]  # fmt: skip
 
 
