@@ -20,7 +20,7 @@ from mlx_companion.models import DEFAULT_MODEL
 from mlx_companion.models.tiny import tiny_model
 from mlx_companion.runtime.files import atomic_write_json, atomic_write_text
 from mlx_companion.runtime.script import script_options, script_settings, script_work
-from mlx_companion.slm.backbone import LanguageModelAdapter
+from mlx_companion.slm.backbone import EncoderAdapter, LanguageModelAdapter
 from mlx_companion.slm.research_queries import Query, generate_queries
 from mlx_companion.slm.research_sources import read_clinc, read_queries, read_remarks
 from mlx_companion.slm.research_train import (
@@ -44,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _queries(options),
             options.out / "pack",
             backbone=LanguageModelAdapter(str(model)),
+            encoder=None if options.smoke else EncoderAdapter(),
             config=config,
             version=options.version,
             stop=stop,

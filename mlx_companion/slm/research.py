@@ -1,16 +1,16 @@
 """The research classifier: does a query need looking things up, or does the model know?
 
 A query needs research when its answer is live, local or commercial, changes faster than a model
-is trained, or is to be verified. Three things speak: hidden states of the backbone half way up,
-hashed n-grams, and the factors of `research_factors`; one linear head weighs them, and a
-calibration fitted on queries that the head had not seen turns its score into a probability::
+is trained, or is to be verified. Four things speak: hidden states of the backbone half way up, a
+sentence embedding, hashed n-grams, and the factors of `research_factors`; one linear head weighs
+them, and a calibration fitted on queries that the head had not seen makes its score a probability::
 
     classifier = ResearchClassifier()
     classifier.process("who is the mayor of oslo").needs_research          # True
     classifier.process({"query": "who won in 2025", "cutoff": "2026-01"})   # read against a cutoff
 
-Where the backbone cannot be loaded, or is another than the head was trained for, a head over
-n-grams and factors alone answers; `degraded` and each result's `head` say so.
+Where the encoder or the backbone cannot be loaded, or is another than the head was trained for, a
+head without it answers; `degraded` and each result's `head` say so.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import numpy as np
 
 from mlx_companion.errors import CompanionError, ConfigError, DataError
 from mlx_companion.runtime.logs import get_logger
-from mlx_companion.slm.backbone import BaseSLMAdapter, shared_backbone
+from mlx_companion.slm.backbone import BaseSLMAdapter, shared_backbone, shared_encoder
 from mlx_companion.slm.linear import Calibration, LinearHead
 from mlx_companion.slm.module import SLMModule
 from mlx_companion.slm.ngrams import NGramConfig, NGrams
@@ -37,7 +37,8 @@ from mlx_companion.slm.results import ResearchResult
 Uncertain = Literal["keep", "research", "answer"] | Callable[[str, ResearchResult], bool]
 DateLike = datetime.date | str | int
 
-FULL, LIGHT, TABLE = "backbone", "ngrams", "table"
+# Heads, by what they read besides factors; the best that can be had answers.
+FULL, BACKBONE, LIGHT, TABLE = "backbone+encoder", "backbone", "ngrams", "table"
 _FORMS = {4: "%Y", 7: "%Y-%m", 10: "%Y-%m-%d"}
 # No calibration is surer than its data.
 _SUREST = 0.995
@@ -57,6 +58,7 @@ class ResearchClassifier(SLMModule[ResearchResult]):
     Args:
         pack: a pack or its folder; the one that comes with the package unless told.
         backbone: where hidden states come from; the shared default model unless told.
+        encoder: where sentence embeddings come from; the shared default encoder unless told.
         use_backbone: False to answer by n-grams and factors alone, in a millisecond.
         confidence_threshold: answers less sure than this are uncertain; up to 0.5 none is.
         on_uncertain: what becomes of them: "keep" the likelier answer, always "research", always
@@ -77,6 +79,7 @@ class ResearchClassifier(SLMModule[ResearchResult]):
         *,
         pack: Pack | str | Path | None = None,
         backbone: BaseSLMAdapter | None = None,
+        encoder: BaseSLMAdapter | None = None,
         use_backbone: bool = True,
         confidence_threshold: float = 0.6,
         on_uncertain: Uncertain = "keep",
@@ -105,9 +108,9 @@ class ResearchClassifier(SLMModule[ResearchResult]):
                 LinearHead.from_arrays(pack.arrays, name),
                 Calibration(**pack.settings["calibration"][name]),
             )
-            for name in (FULL, LIGHT)
+            for name in pack.settings["calibration"]
         }
-        self._backbone = backbone
+        self._backbone, self._encoder = backbone, encoder
         self._lock = threading.Lock()
         self._head: str | None = None if use_backbone else LIGHT
         self.degraded: str | None = None
@@ -147,10 +150,6 @@ class ResearchClassifier(SLMModule[ResearchResult]):
             head=TABLE,
         )
 
-    def features(self, items: Sequence[Any], head: str = FULL) -> list[Any]:
-        """Feature blocks of items, as the head reads them; what training uses."""
-        return self._blocks([self._read(item) for item in items], head)
-
     def _read(self, item: Any) -> _Asked:
         given = item if isinstance(item, Mapping) else {"query": item}
         query = given.get("query")
@@ -169,33 +168,44 @@ class ResearchClassifier(SLMModule[ResearchResult]):
         """Which head answers; found out at the first call."""
         with self._lock:
             if self._head is None:
-                self._backbone = self._backbone or shared_backbone()
-                self.degraded = self._unfit(self._backbone)
-                self._head = FULL if self.degraded is None else LIGHT
+                self._head = self._best_head()
                 if self.degraded:
-                    _log.warning("%s; n-grams and factors answer without it", self.degraded)
+                    _log.warning("%s; the head '%s' answers", self.degraded, self._head)
             return self._head
 
-    def _unfit(self, backbone: BaseSLMAdapter) -> str | None:
+    def _best_head(self) -> str:
+        self._backbone = self._backbone or shared_backbone()
+        if (problem := self._unfit(self._backbone, "backbone")) is not None:
+            self.degraded = problem
+            return LIGHT
+        if FULL not in self._heads:
+            return BACKBONE
+        self._encoder = self._encoder or shared_encoder()
+        self.degraded = self._unfit(self._encoder, "encoder")
+        return FULL if self.degraded is None else BACKBONE
+
+    def _unfit(self, adapter: BaseSLMAdapter, kind: str) -> str | None:
         try:
-            found, wanted = backbone.identity, self.pack.settings["backbone"]
+            found, wanted = adapter.identity, self.pack.settings[kind]
         except (CompanionError, OSError) as error:
-            return f"the backbone '{backbone.name}' cannot be loaded ({error})"
+            return f"the {kind} '{adapter.name}' cannot be loaded ({error})"
         if found != wanted:
-            return f"the head was trained for another backbone than '{backbone.name}'"
+            return f"the head was trained for another {kind} than '{adapter.name}'"
         return None
 
     def _blocks(self, asked: Sequence[_Asked], head: str) -> list[Any]:
         texts = [one.query for one in asked]
+        readers = {FULL: [self._backbone, self._encoder], BACKBONE: [self._backbone]}.get(head, [])
+        adapters = [reader for reader in readers if reader is not None]
+        for adapter in adapters:
+            # Each on a thread of its own, at the same time as what follows.
+            adapter.prefetch(texts)
         light = [
             self._ngrams.transform(texts),
             np.stack([self.rules.vector(one.factors) for one in asked]),
             self.rules.pairs([one.factors for one in asked]),
         ]
-        if head == LIGHT:
-            return light
-        assert self._backbone is not None
-        return [self._backbone.features(texts), *light]
+        return [*(adapter.features(texts) for adapter in adapters), *light]
 
     def _result(self, asked: _Asked, chance: float, head: str) -> ResearchResult:
         research = chance >= 0.5

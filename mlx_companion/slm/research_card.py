@@ -14,9 +14,10 @@ Says whether a query needs research: whether its answer is live, local, commerci
 than a model is trained, or is to be verified. Made by `recipes/train_research.py`; the same queries
 and settings give the same pack.
 
-- `backbone` head: hidden states of the model `{backbone}` (last token and mean, normalized),
-  hashed n-grams, factors. `ngrams` head: the same without hidden states, used where that model is
-  not at hand. `rules.yaml`: factors and decision table.
+- `backbone+encoder` head: hidden states of the model `{backbone}` (last token and mean,
+  normalized), sentence embeddings of `{encoder}`, hashed n-grams, factors. The heads `backbone` and
+  `ngrams` do without the encoder, and without either, and are used where those are not at hand.
+  `rules.yaml`: factors and decision table.
 - Years are read against today's date and a cutoff; without another one it is {cutoff}.
 - Not for: languages other than English, questions whose answer lies in a conversation or a file.
 
@@ -69,6 +70,7 @@ def card(
     lines = "\n".join(f"{key}: {value}" for key, value in config.items())
     return _CARD.format(
         backbone=settings["backbone"],
+        encoder=settings["encoder"],
         cutoff=settings["cutoff"],
         data=data,
         figures=figures,

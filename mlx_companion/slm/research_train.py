@@ -27,13 +27,14 @@ from mlx_companion.slm.backbone import BaseSLMAdapter, shared_backbone
 from mlx_companion.slm.linear import (
     Calibration,
     LinearHead,
+    Storage,
     fit_logistic,
     fit_platt,
     out_of_fold,
 )
 from mlx_companion.slm.ngrams import NGramConfig, NGrams
 from mlx_companion.slm.packs import RULES, Pack, packaged, save_pack
-from mlx_companion.slm.research import FULL, LIGHT, ResearchClassifier, as_date
+from mlx_companion.slm.research import BACKBONE, FULL, LIGHT, ResearchClassifier, as_date
 from mlx_companion.slm.research_card import card
 from mlx_companion.slm.research_factors import Rules, load_rules
 from mlx_companion.slm.research_queries import Query
@@ -41,7 +42,6 @@ from mlx_companion.slm.scores import BinaryScores, binary_scores
 
 KNOWN, UNSEEN = "known sources", "unseen sources"
 GENERATED = "generated"
-_HEADS = (FULL, LIGHT)
 # Fewer rows than this say little about a source.
 _FEWEST_ROWS = 100
 
@@ -51,7 +51,8 @@ class ResearchTrainConfig:
     """How the heads are trained.
 
     Args:
-        hidden_penalty, ngram_penalty, factor_penalty, pair_penalty: of the blocks of features.
+        hidden_penalty, encoder_penalty, ngram_penalty, factor_penalty, pair_penalty: of the
+            blocks of features.
         folds: of families.
         shares: how much each source counts; others count 1.
         cutoff, today: what years are read against in queries that do not say.
@@ -64,6 +65,7 @@ class ResearchTrainConfig:
     """
 
     hidden_penalty: float = 0.1
+    encoder_penalty: float = 0.03
     ngram_penalty: float = 1e-4
     factor_penalty: float = 1e-3
     pair_penalty: float = 1e-3
@@ -97,8 +99,8 @@ class ResearchTraining:
     Attributes:
         pack: as written and read back.
         scores: figures by head and source: "known sources", "unseen sources", and each source
-            when its head had not seen it; with "light: " before the name for the head without
-            the backbone.
+            when its head had not seen it; those of the best head, and of the others with their
+            names before.
         held_out: probabilities and labels of unseen sources, for a plot.
     """
 
@@ -112,17 +114,19 @@ def train_research_classifier(
     folder: str | Path,
     *,
     backbone: BaseSLMAdapter | None = None,
+    encoder: BaseSLMAdapter | None = None,
     rules: str | None = None,
     config: ResearchTrainConfig | None = None,
     version: str = "1",
     stop: StopSwitch = NEVER,
 ) -> ResearchTraining:
-    """Train both heads, measure them, and write a pack.
+    """Train all heads, measure them, and write a pack.
 
     Args:
         queries: labelled ones, of several sources if possible.
         folder: where the pack goes; an older one is replaced as a whole.
         backbone: hidden states come from it; the shared default model unless told.
+        encoder: sentence embeddings come from it; without one there is no head for it.
         rules: text of the factors and decision table; those of the package unless told.
         config: see `ResearchTrainConfig`.
         version: of the pack.
@@ -136,25 +140,33 @@ def train_research_classifier(
     config, backbone = config or ResearchTrainConfig(), backbone or shared_backbone()
     text = rules if rules is not None else (packaged("research_classifier") / RULES).read_text()
     table = _Table(queries, load_rules(text), config)
-    blocks = {FULL: [_hidden(backbone, queries, stop), *table.light], LIGHT: table.light}
+    hidden = [_hidden(backbone, queries, stop)]
+    blocks = {BACKBONE: [*hidden, *table.light], LIGHT: table.light}
+    if encoder is not None:
+        blocks = {FULL: [*hidden, _hidden(encoder, queries, stop), *table.light], **blocks}
+    best = next(iter(blocks))
     arrays: dict[str, np.ndarray] = {}
     calibration: dict[str, Any] = {}
     scores: dict[str, BinaryScores] = {}
     plotted: tuple[np.ndarray, np.ndarray] = (np.zeros(0), np.zeros(0))
-    for head in _HEADS:
+    for head in blocks:
         stop.check()
-        held_out = _held_out(table, blocks[head], config, stop)
+        options = _options(head, config)
+        held_out = _held_out(table, blocks[head], options, config, stop)
         calibrated = _calibration(held_out, table)
         calibration[head] = {"slope": calibrated.slope, "offset": calibrated.offset}
-        before = "" if head == FULL else "light: "
+        before = "" if head == best else f"{head}: "
         scores |= {before + k: v for k, v in _scores(held_out, calibrated, table).items()}
-        if head == FULL:
+        if head == best:
             plotted = _unseen(held_out, calibrated, table)
-        final = _fit(table, blocks[head], np.arange(len(queries)), config)
-        kinds = ["float16", "int8", "float32", "float32"][-len(blocks[head]) :]
+        final = _fit(table, blocks[head], np.arange(len(queries)), options)
+        dense = len(blocks[head]) - len(table.light)
+        kinds: list[Storage] = ["float16"] * dense
+        kinds += ["int8", "float32", "float32"]
         arrays |= final.to_arrays(head, kinds)
     settings = {
         "backbone": backbone.identity,
+        "encoder": None if encoder is None else encoder.identity,
         "cutoff": config.cutoff,
         "ngrams": asdict(config.ngrams),
         "calibration": calibration,
@@ -235,37 +247,37 @@ def _hidden(backbone: BaseSLMAdapter, queries: Sequence[Query], stop: StopSwitch
 
 
 def _fit(
-    table: _Table, blocks: Sequence[Any], rows: np.ndarray, config: ResearchTrainConfig
+    table: _Table, blocks: Sequence[Any], rows: np.ndarray, options: dict[str, Any]
 ) -> LinearHead:
     return fit_logistic(
         [block[rows] for block in blocks],
         table.labels[rows],
         row_weights=table.weights[rows],
-        **_options(blocks, config),
+        **options,
     )
 
 
-def _options(blocks: Sequence[Any], config: ResearchTrainConfig) -> dict[str, Any]:
-    penalties = [
-        config.hidden_penalty,
-        config.ngram_penalty,
-        config.factor_penalty,
-        config.pair_penalty,
-    ]
+def _options(head: str, config: ResearchTrainConfig) -> dict[str, Any]:
+    dense = {FULL: [config.hidden_penalty, config.encoder_penalty], LIGHT: []}
+    light = [config.ngram_penalty, config.factor_penalty, config.pair_penalty]
     return {
-        "penalties": penalties[-len(blocks) :],
+        "penalties": [*dense.get(head, [config.hidden_penalty]), *light],
         "classes": 2,
         "max_steps": config.max_steps,
     }
 
 
 def _held_out(
-    table: _Table, blocks: Sequence[Any], config: ResearchTrainConfig, stop: StopSwitch
+    table: _Table,
+    blocks: Sequence[Any],
+    options: dict[str, Any],
+    config: ResearchTrainConfig,
+    stop: StopSwitch,
 ) -> dict[str, np.ndarray]:
     """Logits (N,) of every row: by heads without its family, and without its source."""
-    known = out_of_fold(
-        blocks, table.labels, table.folds, row_weights=table.weights, **_options(blocks, config)
-    )[:, 0]
+    known = out_of_fold(blocks, table.labels, table.folds, row_weights=table.weights, **options)[
+        :, 0
+    ]
     unseen = np.full(len(known), np.nan)
     for source in _measurable(table):
         stop.check()
@@ -273,7 +285,9 @@ def _held_out(
         kin = {s for group in config.relatives if source in group for s in group} | {source}
         rest = np.flatnonzero(~np.isin(table.sources, list(kin)))
         if len(np.unique(table.labels[rest])) == 2:
-            unseen[here] = _fit(table, blocks, rest, config).logits([b[here] for b in blocks])[:, 0]
+            unseen[here] = _fit(table, blocks, rest, options).logits([b[here] for b in blocks])[
+                :, 0
+            ]
     return {KNOWN: known, UNSEEN: unseen}
 
 

@@ -39,7 +39,8 @@ class ResearchResult(ModuleResult):
         category: what kind of query it is.
         factors: factor -> strength, 0 to 1.
         uncertain: the confidence lies below the threshold.
-        head: what answered: "backbone", "ngrams" (without the backbone) or "table" (rules alone).
+        head: what answered: "backbone+encoder", "backbone", "ngrams" (without either), or "table"
+            (rules alone).
     """
 
     needs_research: bool

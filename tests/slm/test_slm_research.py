@@ -81,7 +81,9 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:
     queries = generate_queries(per_template=1, seed=1)[::2]
     config = ResearchTrainConfig(max_steps=25, folds=2)
     folder = tmp_path_factory.mktemp("pack") / "research"
-    return train_research_classifier(queries, folder, backbone=Lengths(), config=config).pack
+    return train_research_classifier(
+        queries, folder, backbone=Lengths(), encoder=Lengths("letters"), config=config
+    ).pack
 
 
 @pytest.fixture(scope="module")
@@ -159,9 +161,9 @@ def test_the_uncertain_band_goes_where_it_is_told() -> None:
 
 
 def test_the_full_head_is_used_with_its_own_backbone(pack: Pack) -> None:
-    classifier = ResearchClassifier(pack=pack, backbone=Lengths())
+    classifier = ResearchClassifier(pack=pack, backbone=Lengths(), encoder=Lengths("letters"))
     results = classifier.process_batch(LIVE + SETTLED)
-    assert {result.head for result in results} == {"backbone"}
+    assert {result.head for result in results} == {"backbone+encoder"}
     assert classifier.degraded is None
     one_by_one = [classifier.process(query) for query in LIVE + SETTLED]
     for one, other in zip(results, one_by_one, strict=True):
@@ -185,6 +187,13 @@ def test_without_its_backbone_it_degrades_and_says_so(
     assert problem in str(classifier.degraded)
     alone = ResearchClassifier(pack=pack, use_backbone=False)
     assert alone.process("who is the mayor of oslo") == result
+
+
+def test_without_its_encoder_the_backbone_still_answers(pack: Pack) -> None:
+    lost = Lengths(broken=ModelNotFoundError("no such encoder"))
+    classifier = ResearchClassifier(pack=pack, backbone=Lengths(), encoder=lost)
+    assert classifier.process("who is the mayor of oslo").head == "backbone"
+    assert "no such encoder" in str(classifier.degraded)
 
 
 def test_the_keyword_rule_needs_no_weights(light: ResearchClassifier) -> None:
@@ -235,9 +244,11 @@ def test_a_damaged_pack_is_refused(pack: Pack, tmp_path: Path) -> None:
 
 
 def test_many_threads_get_the_same_answers(pack: Pack) -> None:
-    classifier = ResearchClassifier(pack=pack, backbone=Lengths())
+    classifier = ResearchClassifier(pack=pack, backbone=Lengths(), encoder=Lengths("letters"))
     expected = {
-        query: ResearchClassifier(pack=pack, backbone=Lengths()).process(query)
+        query: ResearchClassifier(
+            pack=pack, backbone=Lengths(), encoder=Lengths("letters")
+        ).process(query)
         for query in LIVE + SETTLED
     }
     start = threading.Barrier(8)
@@ -280,5 +291,5 @@ def test_the_shipped_head_reads_the_default_model(real_cache: Path) -> None:
     classifier = ResearchClassifier()
     results = classifier.process_batch(LIVE + SETTLED)
     assert classifier.degraded is None
-    assert {result.head for result in results} == {"backbone"}
+    assert {result.head for result in results} == {"backbone+encoder"}
     assert [result.needs_research for result in results] == [True] * 7 + [False] * 7

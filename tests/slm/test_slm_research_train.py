@@ -104,9 +104,9 @@ def test_unseen_sources_are_measured_and_the_pack_can_be_used(tmp_path: Path) ->
     made = train_research_classifier(
         _two_sources(), tmp_path / "pack", backbone=backbone, config=config, version="t1"
     )
-    assert {KNOWN, UNSEEN, "unseen a", "unseen b", f"light: {UNSEEN}"} <= made.scores.keys()
+    assert {KNOWN, UNSEEN, "unseen a", "unseen b", f"ngrams: {UNSEEN}"} <= made.scores.keys()
     assert made.scores[UNSEEN].rows == 300
-    assert made.scores[f"light: {UNSEEN}"].accuracy > 0.95
+    assert made.scores[f"ngrams: {UNSEEN}"].accuracy > 0.95
     assert len(made.held_out[0]) == 300
     classifier = ResearchClassifier(pack=tmp_path / "pack", backbone=backbone)
     assert classifier.process("red tree blue now").needs_research
