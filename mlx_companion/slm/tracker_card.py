@@ -11,8 +11,8 @@ _CARD = """# Context tracker
 
 Reads messages of a person: slang in its sense, formality, technical depth, mood, topic. Made by
 `recipes/train_tracker.py --per-source {per_source} --seed {seed}`; the same texts give the same
-pack. No language model is used: the heads are logistic regressions over hashed n-grams, counts of style
-and word vectors of {dimensions} numbers.
+pack. No language model is used: the heads are logistic regressions over hashed n-grams, counts of
+style and word vectors of {dimensions} numbers.
 
 - `sense`: is an ambiguous word slang here. `formality`: casual to formal. `mood`, `topic`, `depth`.
 - `words`: vectors (input embeddings of all-MiniLM-L6-v2, principal components, int8) and the words

@@ -1,0 +1,166 @@
+"""The slang lexicon, spelling, the sense features, and learning new terms."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlx_companion.errors import SLMError
+from mlx_companion.slm.slang import SlangDetector
+from mlx_companion.slm.slang_learn import TermLearner
+from mlx_companion.slm.slang_lexicon import Lexicon
+from mlx_companion.slm.slang_sense import COLUMNS, DENSE, Place, dense_row, sparse_row
+from mlx_companion.slm.tracker_texts import written
+from mlx_companion.slm.tracker_words import WordTable, tokens, unstretched
+
+LEXICON = Lexicon.parse(written("lexicon"))
+DETECTOR = SlangDetector(LEXICON)
+
+
+def found(text: str) -> list[str]:
+    return [item["term"] for item in DETECTOR.detect(text)]
+
+
+@pytest.mark.parametrize(
+    ("text", "terms"),
+    [
+        ("ngl that was lowkey bussin", ["ngl", "lowkey", "bussin"]),
+        ("No cap, he's on fleek", ["no cap", "on fleek"]),
+        ("LOLLLL u kidding", ["lol", "u"]),
+        ("that's sooooo good", ["soooo" + "o"]),
+        ("gr8 m8", ["gr8", "m8"]),
+        ("he left me on read smh", ["left me on read", "smh"]),
+        ("I'm knackered, innit", ["knackered", "innit"]),
+        ("this arvo", ["this arvo"]),
+        ("he was yeeting rocks", ["yeeting"]),
+        ("nerfed again", ["nerfed"]),
+        ("luv ya, ttyl", ["luv", "ttyl"]),
+    ],
+)
+def test_unambiguous_terms_are_found(text, terms):
+    assert found(text) == terms
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I'm gonna be there, kinda late.",
+        "The U.S. economy grew in 500 BC terms.",
+        "Hey guys, yeah, the kids are cool.",
+        "He is an RN at the hospital.",
+        "ahhhh hmmm ooooh",
+        "Please send it ASAP, FYI.",
+        "It can't and won't rain.",
+    ],
+)
+def test_what_counts_as_no_slang(text):
+    assert found(text) == []
+
+
+def test_ambiguous_terms_need_a_head():
+    assert found("this song is fire") == []
+    with pytest.raises(SLMError, match="no sense check"):
+        DETECTOR.probabilities([])
+
+
+def test_the_lexicon_has_no_term_twice_and_covers_its_registers():
+    terms = [entry.term for entry in LEXICON.entries]
+    assert len(terms) == len(set(terms))
+    assert len(terms) > 2000
+    assert {"texting", "internet", "aave", "british", "australian", "gaming", "older"} <= {
+        entry.origin for entry in LEXICON.entries
+    }
+
+
+def test_every_ambiguous_term_has_sentences_of_both_senses():
+    trained = {}
+    for line in written("senses").splitlines():
+        if not line.startswith("#"):
+            term, rest = line.split(" + ", 1)
+            trained[term] = [part.count(" / ") + 1 for part in rest.split(" - ", 1)]
+    assert {e.term for e in LEXICON.entries if e.ambiguous} == set(trained)
+    assert all(min(counts) >= 2 for counts in trained.values())
+
+
+@pytest.mark.parametrize("line", ["lol", "lol | q | laughing", "lol |  | laughing"])
+def test_a_malformed_line_is_named(line):
+    with pytest.raises(SLMError, match="line 2"):
+        Lexicon.parse(f"# head\n{line}")
+
+
+def test_the_longest_entry_wins():
+    lexicon = Lexicon.parse("cap | u | lie\nno cap | u | no lie")
+    assert [m.entry.term for m in lexicon.matches(tokens("no cap, all cap"))] == ["no cap", "cap"]
+
+
+def test_forms_of_verbs():
+    lexicon = Lexicon.parse("slap | uv | good\nvibe | uv | relax\ndiss | uv | insult")
+    for form in ("slaps", "slapped", "slapping", "vibing", "vibed", "disses", "slappin'"):
+        assert lexicon.get(form), form
+
+
+@given(st.text(max_size=80))
+def test_tokens_lie_where_they_say(text):
+    at = 0
+    for token in tokens(text):
+        assert text[token.start : token.end] == token.text
+        assert token.start >= at
+        at = token.end
+
+
+def test_unstretching():
+    assert unstretched("soooo") == ["soo", "so"]
+    assert unstretched("book") == []
+
+
+def table() -> WordTable:
+    rng = np.random.default_rng(0)
+    words = ["that", "is", "so", "good", "great", "house", "music", "day", "nice", "one", "again"]
+    return WordTable.build({w: rng.standard_normal(64) for w in words}, ["known"])
+
+
+def test_words_survive_storage():
+    first = table()
+    again = WordTable.from_arrays(first.to_arrays())
+    assert "house" in again
+    assert "known" in again
+    assert "glorp" not in again
+    assert again.vector("known") is None
+    np.testing.assert_array_equal(again.vector("house"), first.vector("house"))
+    assert np.linalg.norm(again.vector("house")) == pytest.approx(1, abs=1e-5)
+    with pytest.raises(SLMError, match=r"words\.hashes"):
+        WordTable.from_arrays({})
+
+
+def test_sense_features_tell_sides_apart():
+    words = tokens("the house is on fire")
+    place = Place(words, 4, 5, "fire")
+    row = sparse_row(place)
+    assert (np.diff(row) > 0).all()
+    assert row.max() < COLUMNS
+    assert not np.array_equal(row, sparse_row(Place(tokens("fire is on the house"), 0, 1, "fire")))
+    assert dense_row(place, table()).shape == (DENSE,)
+
+
+def test_names_typos_and_known_words_are_not_learned():
+    learner = TermLearner(table(), LEXICON)
+    for _ in range(4):
+        assert learner.observe("that is Glorpina, nice houze, lol known, mussic") == []
+    assert learner.learned == {}
+
+
+def test_a_term_needs_several_uses_and_messages():
+    learner = TermLearner(table(), Lexicon([]))
+    assert learner.observe("zorpy zorpy zorpy zorpy") == []
+    (update,) = learner.observe("so zorpy", "2026-01-01T00:00:00+00:00")
+    assert (update.key, update.evidence) == ("slang.zorpy", "zorpy")
+    assert learner.observe("zorpy") == []
+    learner.forget("zorpy")
+    assert TermLearner(table(), Lexicon([]), state=learner.to_dict()).observe("zorpy") == []
+
+
+def test_a_state_that_is_none_is_refused():
+    with pytest.raises(SLMError, match="to_dict"):
+        TermLearner(table(), LEXICON, state={"seen": {"a": 3}})
