@@ -17,8 +17,6 @@ mlx-lm's `dwq_quantize` runs the loop. What is mended around it:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
-from io import StringIO
 from typing import Any
 
 import mlx.core as mx
@@ -28,10 +26,9 @@ import numpy as np
 from mlx_lm.quant import dwq
 
 from mlx_companion.kernels.fast_math import softmax
-from mlx_companion.models.fast_cpu import fast_cpu
-from mlx_companion.models.swapped import Place, swapped
 from mlx_companion.quant.quantize_grid import Grid, with_scales
 from mlx_companion.quant.quantize_layers import packable, place, twin
+from mlx_companion.quant.quantize_mended import mended
 from mlx_companion.quant.quantize_subjects import Subject
 from mlx_companion.runtime.stop import NEVER, StopSwitch
 
@@ -126,7 +123,7 @@ def distilled(
         switch.check()
         return mx.stop_gradient(subject.head(subject.model)(subject.hidden(subject.model, batch)))
 
-    with swapped(_MENDED), fast_cpu(model), redirect_stdout(StringIO()):
+    with mended(dwq, model, _MENDED):
         dwq.dwq_quantize(
             model,
             targets,
@@ -179,23 +176,6 @@ def _divergence_vjp(primals: Any, cotangent: mx.array, output: mx.array) -> Any:
     return cotangent[..., None] * (softmax(new) - softmax(old)), mx.zeros_like(old)
 
 
-class Quiet:
-    """In place of mlx-lm's tqdm."""
-
-    def __init__(self, iterable: Any = (), **_: Any) -> None:
-        self.iterable = iterable
-
-    def __iter__(self) -> Any:
-        return iter(self.iterable)
-
-    def set_description(self, *_: Any, **__: Any) -> None:
-        """Nothing is shown."""
-
-    @staticmethod
-    def write(*_: Any, **__: Any) -> None:
-        """Nothing is shown."""
-
-
 def _windows_in_order(
     dataset: Sequence[Any], batch_size: int, max_seq_length: int, seed: int = 0, **_: Any
 ) -> Any:
@@ -212,9 +192,8 @@ def _windows_in_order(
         yield mx.array(tokens), mx.array([[0, tokens.shape[1]]] * len(rows))
 
 
-_MENDED: dict[Place, Any] = {
-    Place(dwq, "kl_div_loss"): _kl,
-    Place(dwq, "tqdm"): Quiet,
-    Place(dwq, "iterate_batches"): _windows_in_order,
-    Place(dwq, "print_trainable_parameters"): lambda model: None,
+_MENDED: dict[str, Any] = {
+    "kl_div_loss": _kl,
+    "iterate_batches": _windows_in_order,
+    "print_trainable_parameters": lambda model: None,
 }

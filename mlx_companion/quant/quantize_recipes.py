@@ -24,10 +24,7 @@ from mlx_lm.quant import gptq as mlx_gptq
 from mlx_lm.utils import quantize_model
 
 from mlx_companion.errors import ConfigError
-from mlx_companion.models.fast_cpu import fast_cpu
-from mlx_companion.models.swapped import Place, swapped
 from mlx_companion.quant.levels import GROUPS, Packing, fitting
-from mlx_companion.quant.quantize_distil import Quiet
 from mlx_companion.quant.quantize_grid import Array, Grid, nearest, pack_codes, with_feedback
 from mlx_companion.quant.quantize_layers import (
     Seen,
@@ -40,6 +37,7 @@ from mlx_companion.quant.quantize_layers import (
     place,
     twin,
 )
+from mlx_companion.quant.quantize_mended import mended
 from mlx_companion.quant.quantize_sensitivity import moment_of
 from mlx_companion.quant.quantize_subjects import LanguageSubject, Subject
 
@@ -98,8 +96,7 @@ def awq(subject: Subject, packing: Packing, windows: mx.array) -> nn.Module:
     _check_unadapted(subject, "awq")
     model = twin(subject.model)
     size, bits = packing.group_size, packing.bits
-    quiet = {Place(mlx_awq, "tqdm"): Quiet}
-    with swapped(quiet), fast_cpu(model), redirect_stdout(StringIO()):
+    with mended(mlx_awq, model):
         mlx_awq.awq_quantize(
             model,
             windows,
@@ -124,12 +121,8 @@ def gptq(subject: Subject, packing: Packing, windows: mx.array) -> nn.Module:
     _family(subject, "gptq")
     _check_widths(subject, packing, "gptq")
     model = twin(subject.model)
-    mended: dict[Place, Any] = {
-        Place(mlx_gptq, "quantize"): packed_words,
-        Place(mlx_gptq, "tqdm"): Quiet,
-    }
     size, bits = packing.group_size, packing.bits
-    with swapped(mended), fast_cpu(model), redirect_stdout(StringIO()):
+    with mended(mlx_gptq, model, {"quantize": packed_words}):
         mlx_gptq.gptq_quantize(model, windows, bits, size, bits, size, batch_size=2)
     return model
 

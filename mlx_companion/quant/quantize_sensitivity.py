@@ -23,10 +23,8 @@ import numpy as np
 from mlx_lm.quant import dynamic_quant
 
 from mlx_companion.models.fast_cpu import fast_cpu
-from mlx_companion.models.swapped import Place, swapped
 from mlx_companion.quant.levels import Packing
 from mlx_companion.quant.quantize_budget import Option
-from mlx_companion.quant.quantize_distil import Quiet
 from mlx_companion.quant.quantize_grid import Array, Grid, nearest
 from mlx_companion.quant.quantize_layers import (
     Seen,
@@ -40,6 +38,7 @@ from mlx_companion.quant.quantize_layers import (
     watched,
 )
 from mlx_companion.quant.quantize_measure import Reference, recorded, starting_at
+from mlx_companion.quant.quantize_mended import mended
 from mlx_companion.quant.quantize_subjects import Subject
 from mlx_companion.runtime.stop import NEVER, StopSwitch
 
@@ -133,8 +132,7 @@ def layer_gradients(
     """
     switch.check()
     model = twin(subject.model)
-    quiet: dict[Place, Any] = {Place(dynamic_quant, "tqdm"): Quiet}
-    with swapped(quiet), fast_cpu(model):
+    with mended(dynamic_quant, model):
         found = dynamic_quant.estimate_sensitivities(
             model, windows, probe.bits, probe.group_size, 8, probe.group_size, batch_size=1
         )
