@@ -31,8 +31,10 @@ if TYPE_CHECKING:  # for editors and type checkers; a test compares it with `_LA
     from mlx_companion.slm.bench import sample_inputs as sample_inputs
     from mlx_companion.slm.breaker import CircuitBreaker as CircuitBreaker
     from mlx_companion.slm.config import SLMConfig as SLMConfig
+    from mlx_companion.slm.drift import DriftMonitor as DriftMonitor
     from mlx_companion.slm.factory import SLMFactory as SLMFactory
     from mlx_companion.slm.factory import SLMInfo as SLMInfo
+    from mlx_companion.slm.guard import PersonalityGuard as PersonalityGuard
     from mlx_companion.slm.health import ModuleStatus as ModuleStatus
     from mlx_companion.slm.module import MODULES as MODULES
     from mlx_companion.slm.module import SLMModule as SLMModule
@@ -43,6 +45,9 @@ if TYPE_CHECKING:  # for editors and type checkers; a test compares it with `_LA
     from mlx_companion.slm.packs import load_pack as load_pack
     from mlx_companion.slm.packs import save_pack as save_pack
     from mlx_companion.slm.plan import ExecutionPlan as ExecutionPlan
+    from mlx_companion.slm.plan import PlanStep as PlanStep
+    from mlx_companion.slm.registry import SLMRegistry as SLMRegistry
+    from mlx_companion.slm.research import ResearchClassifier as ResearchClassifier
     from mlx_companion.slm.resources import ResourceScheduler as ResourceScheduler
     from mlx_companion.slm.results import ContextResult as ContextResult
     from mlx_companion.slm.results import ContextUpdate as ContextUpdate
@@ -50,12 +55,17 @@ if TYPE_CHECKING:  # for editors and type checkers; a test compares it with `_LA
     from mlx_companion.slm.results import GuardResult as GuardResult
     from mlx_companion.slm.results import ModuleResult as ModuleResult
     from mlx_companion.slm.results import ResearchResult as ResearchResult
+    from mlx_companion.slm.sync import ContextSyncManager as ContextSyncManager
+    from mlx_companion.slm.tracker import ContextTracker as ContextTracker
 
 _LAZY: dict[str, str] = {
     "BaseSLMAdapter": "mlx_companion.slm.backbone:BaseSLMAdapter",
     "CircuitBreaker": "mlx_companion.slm.breaker:CircuitBreaker",
     "ContextResult": "mlx_companion.slm.results:ContextResult",
+    "ContextSyncManager": "mlx_companion.slm.sync:ContextSyncManager",
+    "ContextTracker": "mlx_companion.slm.tracker:ContextTracker",
     "ContextUpdate": "mlx_companion.slm.results:ContextUpdate",
+    "DriftMonitor": "mlx_companion.slm.drift:DriftMonitor",
     "DriftResult": "mlx_companion.slm.results:DriftResult",
     "EncoderAdapter": "mlx_companion.slm.backbone:EncoderAdapter",
     "ExecutionPlan": "mlx_companion.slm.plan:ExecutionPlan",
@@ -68,6 +78,9 @@ _LAZY: dict[str, str] = {
     "ModuleResult": "mlx_companion.slm.results:ModuleResult",
     "ModuleStatus": "mlx_companion.slm.health:ModuleStatus",
     "Pack": "mlx_companion.slm.packs:Pack",
+    "PersonalityGuard": "mlx_companion.slm.guard:PersonalityGuard",
+    "PlanStep": "mlx_companion.slm.plan:PlanStep",
+    "ResearchClassifier": "mlx_companion.slm.research:ResearchClassifier",
     "ResearchResult": "mlx_companion.slm.results:ResearchResult",
     "ResourceScheduler": "mlx_companion.slm.resources:ResourceScheduler",
     "RunReport": "mlx_companion.slm.outcomes:RunReport",
@@ -76,6 +89,7 @@ _LAZY: dict[str, str] = {
     "SLMInfo": "mlx_companion.slm.factory:SLMInfo",
     "SLMModule": "mlx_companion.slm.module:SLMModule",
     "SLMOrchestrator": "mlx_companion.slm.orchestrator:SLMOrchestrator",
+    "SLMRegistry": "mlx_companion.slm.registry:SLMRegistry",
     "load_pack": "mlx_companion.slm.packs:load_pack",
     "measure_latencies": "mlx_companion.slm.bench:measure_latencies",
     "run_file": "mlx_companion.slm.batches:run_file",

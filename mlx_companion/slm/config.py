@@ -70,7 +70,7 @@ class ResearchConfig(ModuleConfig):
     """The research classifier: without it no query is looked up, so pressure never skips it.
 
     Attributes:
-        threshold: answers less sure than this, 0.5 to 1, are uncertain.
+        threshold: answers less sure than this are uncertain; up to 0.5 none is.
         on_uncertain: what becomes of those: keep the likelier answer, research always, or answer
             without; None takes the classifier's own default.
         use_backbone: False answers by n-grams and factors alone, in a millisecond.
@@ -80,13 +80,6 @@ class ResearchConfig(ModuleConfig):
     budget_ms: float = 50.0
     on_uncertain: Literal["keep", "research", "answer"] | None = None
     use_backbone: bool | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.threshold is not None and self.threshold < 0.5:
-            raise ConfigError(
-                f"threshold is {self.threshold}; expected 0.5 (nothing is uncertain) to 1"
-            )
 
 
 @dataclass(frozen=True)

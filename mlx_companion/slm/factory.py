@@ -25,7 +25,7 @@ from mlx_companion.errors import ConfigError, HardwareError, SLMError
 from mlx_companion.runtime.blas import limit_threads
 from mlx_companion.runtime.config import nearest
 from mlx_companion.slm.config import ModuleConfig, SLMConfig
-from mlx_companion.slm.degraded import degraded
+from mlx_companion.slm.degraded import rules_only
 from mlx_companion.slm.module import MODULES, SLMModule
 from mlx_companion.slm.packs import load_pack
 from mlx_companion.slm.results import ModuleResult
@@ -94,6 +94,7 @@ class SLMFactory:
         self._slm_makers: dict[str, Callable[[], BaseSLMAdapter]] = {}
         self._modules: dict[str, SLMModule[Any]] = {}
         self._makers: dict[str, MakeModule] = {}
+        self._rules: dict[str, SLMModule[Any] | None] = {}
         self._building: dict[str, Lock] = {}
         if self.config.resources.threads is not None:
             limit_threads(self.config.resources.threads)
@@ -163,6 +164,7 @@ class SLMFactory:
         """
         with self._lock:
             built = self._modules.pop(name, None)
+            self._rules.pop(name, None)
             self._makers[name] = (lambda: make) if isinstance(make, SLMModule) else make
         if built is not None and built is not make:
             built.close()
@@ -207,7 +209,24 @@ class SLMFactory:
         module = self.loaded_module(name)
         if module is not None:
             return module.fallback(item)
-        return None if name in self._makers else degraded(name, item)
+        rules = self.rules_of(name)
+        answer: ModuleResult | None = None if rules is None else rules.fallback(item)
+        return answer
+
+    def rules_of(self, name: str) -> SLMModule[Any] | None:
+        """What is left of a module that cannot be loaded; good for `fallback` alone.
+
+        Raises:
+            SLMError: not even its rules can be read.
+        """
+        with self._lock:
+            known, own = name in self._rules, name in self._makers
+        if not known:
+            folder = self._packs.get(name, self.config.module(name).pack)
+            made = None if own else rules_only(name, folder, self._arguments(name))
+            with self._lock:
+                self._rules[name] = made
+        return self._rules[name]
 
     def reload(self, name: str, pack: Path | None = None) -> SLMModule[Any]:
         """Build a module anew, with another pack when one is given; the old one serves until then.
@@ -231,6 +250,7 @@ class SLMFactory:
                 raise
             with self._lock:
                 old, self._modules[name] = self._modules.get(name), new
+                self._rules.pop(name, None)
         if old is not None and old is not new:
             old.close()
         return new
@@ -291,17 +311,12 @@ class SLMFactory:
         return made
 
     def _packaged(self, name: str) -> SLMModule[Any]:
-        cls = module_class(name)
+        cls, config = module_class(name), self.config.module(name)
+        arguments = self._arguments(name)
         known = inspect.signature(cls).parameters
-        values = self._settings(name, self.config.module(name)) | self._options.get(name, {})
-        arguments = {}
-        for setting, value in values.items():
-            names = _KEYWORDS.get(setting, (setting,))
-            keyword = next((one for one in names if one in known), None)
-            if keyword is None:
-                raise ConfigError(f"{name} has no '{setting}' to set; leave it out")
-            arguments[keyword] = value
-        config = self.config.module(name)
+        folder = self._packs.get(name, config.pack)
+        if folder is not None:
+            arguments["pack"] = load_pack(folder, name)
         rewrites = config.adapter is not None or getattr(config, "rewriter", False)
         if config.adapter is not None and not {"backbone", "rewriter"} & set(known):
             raise ConfigError(f"{name} generates nothing, so it takes no adapter; leave it out")
@@ -309,7 +324,22 @@ class SLMFactory:
             arguments["rewriter"] = (self._backbone_for(name, config) or self.get_slm()).generate
         elif "backbone" in known and "backbone" not in arguments:
             arguments["backbone"] = self._backbone_for(name, config)
-        return cls(**arguments)
+        built: SLMModule[Any] = cls(**arguments)
+        return built
+
+    def _arguments(self, name: str) -> dict[str, Any]:
+        """Settings and the caller's options, as the module's class calls them."""
+        config, known = self.config.module(name), inspect.signature(module_class(name)).parameters
+        given = {key: getattr(config, key, None) for key in ("threshold", *_OWN)}
+        values = {key: value for key, value in given.items() if value is not None}
+        arguments = {}
+        for setting, value in (values | self._options.get(name, {})).items():
+            names = _KEYWORDS.get(setting, (setting,))
+            keyword = next((one for one in names if one in known), None)
+            if keyword is None:
+                raise ConfigError(f"{name} has no '{setting}' to set; leave it out")
+            arguments[keyword] = value
+        return arguments
 
     def _backbone_for(self, name: str, config: ModuleConfig) -> BaseSLMAdapter | None:
         """None leaves a module with the process's own shared backbone, if it needs one at all."""
@@ -325,15 +355,6 @@ class SLMFactory:
             return AdaptedBackbone(shared, name, config.adapter)
         special = self.config.model is not None or self.config.resources.gpu != "auto"
         return self.get_slm() if special or DEFAULT_MODEL in self._slm_makers else None
-
-    def _settings(self, name: str, config: ModuleConfig) -> dict[str, Any]:
-        folder = self._packs.get(name, config.pack)
-        given = {
-            "pack": None if folder is None else load_pack(folder, name),
-            "threshold": config.threshold,
-            **{name: getattr(config, name, None) for name in _OWN},
-        }
-        return {key: value for key, value in given.items() if value is not None}
 
 
 def module_class(name: str) -> Any:

@@ -8,6 +8,7 @@ once and is tried again later.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from concurrent.futures import Future
 from typing import Any, NamedTuple
@@ -96,6 +97,15 @@ class ModuleLoader:
         return self._loading[name]
 
     def _build(self, name: str) -> SLMModule[Any]:
+        try:
+            return self._built(name)
+        except Exception:
+            # While there is time: a fallback has to answer at once.
+            with contextlib.suppress(Exception):
+                self._factory.rules_of(name)
+            raise
+
+    def _built(self, name: str) -> SLMModule[Any]:
         module = self._factory.get_module(name)
         # What a module loads with its first input would else count against the first message.
         # The packaged ones keep nothing of an input; others may say how to load them.

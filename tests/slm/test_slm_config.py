@@ -99,7 +99,6 @@ def test_overrides_are_texts_with_dots() -> None:
         ("modules.personality_guard.enforcement_level", "strikt", "did you mean 'strict'"),
         ("modules.personality_guard.timeout", 0, "timeout is 0.0; expected more than 0"),
         ("modules.personality_guard.timeout", "soon", "expected a number"),
-        ("modules.research_classifier.threshold", 0.4, "expected 0.5"),
         ("modules.research_classifier.on_uncertain", "ask", "expected one of 'keep'"),
         ("modules.personality_guard.threshold", 1.5, "threshold is 1.5; expected a share"),
         ("modules.context_tracker.frequency", 0, "frequency is 0; expected 1 or more"),

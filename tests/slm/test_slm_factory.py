@@ -223,10 +223,6 @@ class Packaged(SLMModule[ResearchResult]):
             self.backbone.features([str(item) for item in items])
         return [answer(self.name, item) for item in items]  # type: ignore[misc]
 
-    @classmethod
-    def rules_only(cls) -> Packaged:
-        return cls()
-
     def fallback(self, item: Any) -> ResearchResult:
         return ResearchResult(False, 0.5, "by rule", "rule")
 
