@@ -32,17 +32,6 @@ STEPS = [
     "listen", "learn", "research", "prompt", "generate", "guard", "polish", "keep", "remember",
     "watch",
 ]  # fmt: skip
-    "listen",
-    "learn",
-    "research",
-    "prompt",
-    "generate",
-    "guard",
-    "polish",
-    "keep",
-    "remember",
-    "watch",
-]
 SECRET = "Maximilian-of-the-fjord"
 
 
