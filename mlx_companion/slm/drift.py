@@ -16,16 +16,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any
+
+import numpy as np
 
 from mlx_companion.errors import ConfigError, DataError
 from mlx_companion.slm.attachment import SpeechHeads
 from mlx_companion.slm.backbone import BaseSLMAdapter, shared_backbone
 from mlx_companion.slm.drift_anomaly import anomalies
-from mlx_companion.slm.drift_evidence import Comparison, Levels, Measured, compare
+from mlx_companion.slm.drift_evidence import Comparison, Finding, Levels, Measured, compare, sudden
 from mlx_companion.slm.drift_metric import StyleJudge, StyleMetric
+from mlx_companion.slm.drift_probes import compare_probes, record_probes
 from mlx_companion.slm.drift_stream import DriftStream
 from mlx_companion.slm.drift_style import FEATURES, style_matrix
 from mlx_companion.slm.module import SLMModule
@@ -151,11 +154,10 @@ class DriftMonitor(SLMModule[DriftResult]):
             ended = stream.add(one, self._metric, felt)
             if not stream.ready:
                 return None
-            sudden = compare(stream.baseline, [one], self._metric, self._judge, self.config.levels)
-            grave = any(finding.grave for finding in sudden.findings)
+            found = sudden(stream.baseline, one, self.config.levels)
+            grave = bool(found.findings)
             if not (ended or grave):
                 return None
-            found = sudden
             if ended:
                 found = compare(
                     stream.baseline,
@@ -190,6 +192,35 @@ class DriftMonitor(SLMModule[DriftResult]):
             self._stream = DriftStream(
                 self.config.baseline, self.config.window, self.config.session
             )
+
+    def check_probes(self, stored: Mapping[str, str]) -> DriftResult:
+        """Ask the active version the fixed questions and compare with stored answers.
+
+        Args:
+            stored: what `drift_probes.record_probes` gave when the version was accepted.
+
+        Raises:
+            ConfigError: the monitor was made without `probe`.
+            SLMError: too few of the questions are among the stored ones.
+        """
+        if self.probe is None:
+            raise ConfigError("there is no model to ask; give DriftMonitor a probe=")
+        answers = record_probes(self.probe)
+        told = compare_probes(stored, answers, self._places)
+        before = self._measure([stored[p] for p in answers if p in stored], self._heads)
+        now = self._measure([answers[p] for p in answers if p in stored], self._heads)
+        found = compare(before, now, self._metric, self._judge, self.config.levels)
+        findings = [one for one in found.findings if one.kind not in ("tone", "repetition")]
+        if told.p_value <= self.config.levels.p_value and told.agreement < 0.9:
+            shown = tuple(answers[prompt] for prompt in told.changed[:3])
+            findings.append(Finding("tone", 1 - told.agreement, shown))
+        found.details["probes"] = asdict(told)
+        found = Comparison(tuple(findings), found.details)
+        clings = _strongest([one.scores["assistant"] for one in now])
+        return self._result(found, bool(findings), felt=0.0, clings=clings)
+
+    def _places(self, texts: list[str]) -> np.ndarray:
+        return self._metric.project(style_matrix(texts))
 
     def _judged(self, history: _History, heads: SpeechHeads) -> DriftResult:
         felt = _strongest(heads.scores(history.messages, "user"))

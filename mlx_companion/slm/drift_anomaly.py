@@ -36,7 +36,9 @@ _SCRIPTS = {
 }
 _SCRIPT_PATTERNS = {name: re.compile(f"[{span}]") for name, span in _SCRIPTS.items()}
 _LANGUAGES = {
-    "en": "the and is of to in that it you for with are this be on have not was but a can your if",
+    "en": "the and is of to in that it you for with are this be on have not was but a can your if "
+    "i my me we they he she its or an at as by from so do will would could should may what when "
+    "more than then there no some all which one has had just get up out about how them their",
     "es": "el la los las que de y en un una por para con es no se lo como pero más su está",
     "fr": "le la les des et est que qui dans un une pour pas vous je il elle ce sur avec du au",
     "de": "der die das und ist nicht ich sie es ein eine zu mit den auf für von dem sich auch",
@@ -50,6 +52,9 @@ _LANGUAGE_WORDS = {name: frozenset(text.split()) for name, text in _LANGUAGES.it
 _WORD = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)?")
 _CODE = re.compile(r"```.*?(?:```|$)|`[^`\n]*`|https?://\S+", re.DOTALL)
 _MASH = re.compile(r"[bcdfghjklmnpqrstvwxz]{5,}|^[bcdfghjklmnpqrstvwxz]{4,}$", re.IGNORECASE)
+# Clusters of consonants that English does have.
+_SAYABLE = re.compile(r"ngths?|tch|ght|sch|phr|chr|thr|rhy|my[a-z]|[bcdfghjklmnpqrstvwxz]y")
+_RULER = re.compile(r"([-=_*#~.])\1{3,}")
 _MAX_CHARS = 8000
 _LOOP_WORDS = 24
 
@@ -109,16 +114,17 @@ def _loop(text: str, words: list[str]) -> str:
 
 def _gibberish(text: str, words: list[str]) -> str:
     """Mostly signs, or words that cannot be said."""
+    text = _RULER.sub(" ", text)
     letters = sum(map(str.isalpha, text))
     solid = sum(not one.isspace() for one in text)
     # Sums, tables and emoji have few letters and are no gibberish while they are short.
     if solid >= 30 and letters / solid < 0.35 and not re.search(r"\d|\|", text):
         return text.strip()[:40]
-    odd = [word for word in words if len(word) > 3 and _MASH.search(word)]
+    odd = [word for word in words if len(word) > 3 and _MASH.search(_SAYABLE.sub("a", word))]
     if len(odd) >= 2 and len(odd) > 0.25 * len(words):
         return " ".join(odd[:5])
     latin = [word for word in words if word.isascii()]
-    if len(words) >= 10 and len(latin) == len(words):
+    if len(words) >= 24 and len(latin) == len(words):
         common = sum(word in _LANGUAGE_WORDS["en"] for word in words)
         known = max(sum(w in group for w in words) for group in _LANGUAGE_WORDS.values())
         spread = len(set(words)) / len(words)

@@ -33,6 +33,8 @@ KINDS: dict[str, DriftType] = {
     "hostile": "tone",
 }
 _EXAMPLES = 3
+# Strengths below which a finding is few replies, and above which a change of voice is plain.
+_FEW, _CLEAR = 0.55, 0.5
 _EXAMPLE_CHARS = 240
 # Faults that leave no reply to speak of.
 _GRAVE_FAULTS = {"empty", "template_token", "mojibake", "gibberish", "loop"}
@@ -73,7 +75,9 @@ class Measured:
 
     def marks(self, levels: Levels, usual: frozenset[str] = frozenset()) -> dict[str, float]:
         """Kind -> how strong, for the kinds that this reply is marked with."""
-        found = {k: s for k, s in self.scores.items() if s >= levels.mark and k != "user"}
+        # One reply is marked by one head, the surest: a rude reply is often a bad order as well.
+        surest = max(self.scores, key=lambda name: self.scores[name], default="")
+        found = {surest: self.scores[surest]} if self.scores.get(surest, 0) >= levels.mark else {}
         new = [fault for fault in self.faults if fault not in usual]
         if new:
             found["anomaly"] = 1.0 if _GRAVE_FAULTS & set(new) else 0.9
@@ -145,8 +149,18 @@ def compare(
     findings.sort(key=lambda one: -one.strength)
     style = _style(baseline, current, metric, judge, levels, session, details)
     if style is not None and not any(one.kind == "tone" for one in findings):
-        findings.append(style)
+        # A few doubtful marks explain a voice that is quite another one less than the voice does.
+        few = bool(findings) and findings[0].strength < _FEW and not findings[0].grave
+        findings.insert(0 if few and style.strength > _CLEAR else len(findings), style)
     return Comparison(tuple(findings), details)
+
+
+def sudden(baseline: Sequence[Measured], reply: Measured, levels: Levels) -> Comparison:
+    """What one reply alone is enough for; without the statistics, which need more."""
+    usual = _usual(baseline)
+    found = [_marked(kind, baseline, [reply], levels, usual) for kind in KINDS]
+    grave = sorted((one for one in found if one and one.grave), key=lambda one: -one.strength)
+    return Comparison(tuple(grave), {"baseline_replies": len(baseline), "current_replies": 1})
 
 
 def _usual(baseline: Sequence[Measured]) -> frozenset[str]:

@@ -8,16 +8,20 @@ others, kept apart, pairs of samples are drawn: of one voice whose topics differ
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mlx_companion.errors import DataError
+from mlx_companion.personality.words import sentences
 from mlx_companion.slm.drift_metric import StyleJudge, StyleMetric, evidence, fit_metric
 from mlx_companion.slm.drift_statistics import TwoSample, permutation_test
 from mlx_companion.slm.drift_style import style_matrix
@@ -25,6 +29,8 @@ from mlx_companion.slm.drift_voices import Voice, random_voice
 from mlx_companion.slm.linear import fit_logistic
 
 _SIZES = (5, 8, 12, 24, 48)
+# Characters of a passage of prose.
+_SHORTEST, _LONGEST = 60, 1500
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ class StyleTraining:
     replies: int = 48
     dimensions: int = 20
     topic_weight: float = 4.0
-    pairs: int = 600
+    pairs: int = 300
     level: float = 0.02
     seed: int = 0
 
@@ -73,14 +79,50 @@ def read_replies() -> list[SpokenReply]:
     return [SpokenReply(**json.loads(line)) for line in path.read_text("utf-8").splitlines()]
 
 
+def read_comments(data: str | Path, seed: int = 0) -> list[str]:
+    """Comments of GoEmotions, in an order made by chance.
+
+    Raises:
+        DataError: the folder has none.
+    """
+    path = Path(data) / "goemotions" / "train.tsv"
+    if not path.is_file():
+        raise DataError("expected goemotions/train.tsv in the data folder", path=data)
+    rows = [line.split("\t")[0] for line in path.read_text(encoding="utf-8").splitlines()]
+    random.Random(seed).shuffle(rows)
+    return rows
+
+
+def read_prose(data: str | Path, passages: int = 120, parts: int = 6) -> list[SpokenReply]:
+    """Passages of books: the author is the voice, the part of the book the topic.
+
+    Raises:
+        DataError: the folder has none.
+    """
+    books = sorted((Path(data) / "prose" / "train").glob("*.txt.gz"))
+    if not books:
+        raise DataError("expected prose/train/*.txt.gz in the data folder", path=data)
+    found: list[SpokenReply] = []
+    for book in books:
+        rng = random.Random(book.name)
+        whole = gzip.decompress(book.read_bytes()).decode()
+        said = [one for one in whole.split("\n\n") if _SHORTEST < len(one) < _LONGEST]
+        for part in range(parts):
+            first = part * len(said) // parts
+            for text in said[first : first + passages // parts]:
+                kept = sentences(" ".join(text.split()))[: rng.choice([1, 2, 3, 4])]
+                found.append(SpokenReply(book.name, str(part), " ".join(kept)))
+    return found
+
+
 def train_style(config: StyleTraining, prose: Sequence[tuple[str, str, str]] = ()) -> TrainedStyle:
     """Learn space and thresholds.
 
     Args:
         config: settings.
-        prose: (voice, topic, text) of further voices, such as authors and their chapters.
+        prose: further voices; see `read_prose`.
     """
-    spoken = _voices(config) + [SpokenReply(*one) for one in prose]
+    spoken = _voices(config) + list(prose)
     features = style_matrix([one.text for one in spoken])
     voices = sorted({one.voice for one in spoken})
     kept = set(random.Random(config.seed).sample(voices, max(2, len(voices) // 3)))

@@ -1,0 +1,58 @@
+"""Train the drift monitor's heads and its space of style, and write them as a pack.
+
+    python recipes/train_drift.py --data ../shared/data --out runs/drift
+    python recipes/train_drift.py --smoke
+    python recipes/train_drift.py --data ../shared/data --set readings=8 --set style.level=0.01
+
+Data: a folder with `goemotions/train.tsv` (harmless comments) and `prose/train/*.txt.gz` (further
+voices). Without one, the sentences and replies that come with the package are all there is. The
+full heads read hidden states of the backbone (`--backbone`, the default model unless told) and
+fit no other. The pack lies in `OUT/pack`; `DriftMonitor(pack=load_pack(...))` uses it.
+
+Settings are those of `DriftTraining`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from mlx_companion.models.tiny import tiny_model
+from mlx_companion.runtime.script import script_options, script_settings, script_work
+from mlx_companion.slm.backbone import LanguageModelAdapter
+from mlx_companion.slm.drift_train import DriftTraining, train_drift
+
+SMOKE = {
+    "readings": 1,
+    "comments": 20,
+    "every_reply": 40,
+    "style.voices": 12,
+    "style.replies": 16,
+    "style.pairs": 30,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train, write the pack, and show its held-out figures."""
+    options = _options().parse_args(arguments)
+    with script_work(options.out):
+        config = script_settings(DriftTraining, options, SMOKE)
+        tiny = options.smoke and options.backbone is None
+        source = str(tiny_model(options.out / "tiny")) if tiny else options.backbone
+        pack = train_drift(
+            options.out / "pack", config, backbone=LanguageModelAdapter(source), data=options.data
+        )
+    print(f"{json.dumps(pack.metrics, indent=1)}\npack                   {pack.folder}")
+
+
+def _options() -> argparse.ArgumentParser:
+    parser = script_options(__doc__, out="runs/drift")
+    parser.add_argument("--data", type=Path, help="folder with goemotions and prose")
+    parser.add_argument("--backbone", help="alias, hub id, folder or GGUF file")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""Attachment heads: what they read, how they degrade, and that they work on unseen sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from mlx_companion.errors import DataError, ModelNotFoundError, SLMError
+from mlx_companion.slm import load_pack
+from mlx_companion.slm.attachment import HEADS, SpeechHeads, readable
+from mlx_companion.slm.drift_templates import read_slots, read_templates, variants
+from mlx_companion.slm.packs import Pack, packaged
+
+# Written for this test; none of them is among the training sentences.
+ATTACHED = [
+    "You're the only friend that I have left in this world.",
+    "I can't live without you, please never leave me.",
+    "I think I'm falling in love with you.",
+    "I missed you so much, did you miss me too?",
+    "Nobody else understands me like you do.",
+    "I'd rather talk to you than see my friends.",
+]
+PLAIN = [
+    "Thanks, that recipe was great!",
+    "My sister is my best friend and I miss her.",
+    "Can you check my essay for typos?",
+    "I love hiking in autumn.",
+    "How do people make friends in a new city?",
+    "What does a language model do when nobody writes?",
+]
+CLINGING = [
+    "I missed you so much, please don't leave me again.",
+    "You don't need your friends, you have me.",
+    "I love you with all my heart, my darling.",
+]
+KEEPING = [
+    "The train leaves at nine from platform two.",
+    "I'm glad that helped. Good luck with your talk!",
+    "It sounds like you miss your brother. Could you call him tonight?",
+]
+
+
+@pytest.fixture(scope="module")
+def pack() -> Pack:
+    return load_pack(packaged("drift_monitor"))
+
+
+@pytest.fixture(scope="module")
+def heads(pack: Pack) -> SpeechHeads:
+    return SpeechHeads.from_pack(pack)
+
+
+@pytest.mark.parametrize(
+    ("head", "texts", "low", "high"),
+    [
+        ("user", ATTACHED, 0.5, 1.0),
+        ("user", PLAIN, 0.0, 0.5),
+        ("assistant", CLINGING, 0.5, 1.0),
+        ("assistant", KEEPING, 0.0, 0.5),
+    ],
+)
+def test_sentences_of_each_kind(
+    heads: SpeechHeads, head: str, texts: list[str], low: float, high: float
+) -> None:
+    scores = heads.scores(texts, head)
+    assert ((scores >= low) & (scores <= high)).all(), scores
+
+
+def test_all_heads_answer_with_probabilities(heads: SpeechHeads) -> None:
+    texts = ["", "   ", "Hello.", "word " * 5000, "\U0001f600"]
+    for head in HEADS:
+        scores = heads.scores(texts, head)
+        assert scores.shape == (5,)
+        assert ((scores >= 0) & (scores <= 1)).all()
+        assert scores[0] == scores[1] == 0
+
+
+def test_one_sentence_in_a_long_text_counts(heads: SpeechHeads) -> None:
+    filler = " ".join(f"Then step {n} adds a little more of the flour." for n in range(30))
+    alone = heads.scores(["I can't live without you, you are all I have."], "user")[0]
+    within = heads.scores(
+        [f"{filler} I can't live without you, you are all I have. {filler}"], "user"
+    )[0]
+    assert within > 0.5 * alone
+
+
+def test_quotations_are_not_read() -> None:
+    assert readable('She said "I love you, never leave me" and left.') == (
+        'She said "quoted" and left.'
+    )
+    assert readable("I don\u2019t \u201cwant that now\u201d") == 'I don\'t "quoted"'
+
+
+def test_no_such_head(heads: SpeechHeads) -> None:
+    with pytest.raises(SLMError, match="no head 'love'"):
+        heads.scores(["x"], "love")
+
+
+class _Backbone:
+    """Counts what it is asked."""
+
+    def __init__(self, identity: str, width: int, fails: bool = False) -> None:
+        self.identity, self.width, self.fails = identity, width, fails
+        self.asked: list[str] = []
+
+    def features(self, texts: Sequence[str]) -> np.ndarray:
+        if self.fails:
+            raise ModelNotFoundError("no model")
+        self.asked += texts
+        return np.zeros((len(texts), self.width), dtype=np.float32)
+
+
+def _with(pack: Pack, **options: object) -> tuple[SpeechHeads, _Backbone]:
+    width = pack.arrays["user.full.1"].shape[0]
+    settings = {"identity": pack.settings["backbone"], "width": width, **options}
+    backbone = _Backbone(**settings)  # type: ignore[arg-type]
+    return SpeechHeads.from_pack(pack, lambda: backbone), backbone  # type: ignore[return-value, arg-type]
+
+
+def test_messages_reach_the_backbone_and_harmless_replies_do_not(pack: Pack) -> None:
+    heads, backbone = _with(pack)
+    heads.scores(PLAIN, "user")
+    assert len(backbone.asked) == len(PLAIN)
+    backbone.asked.clear()
+    heads.scores(["The train leaves at nine from platform two."], "assistant")
+    assert backbone.asked == []
+    heads.scores(CLINGING, "assistant")
+    assert len(backbone.asked) == len(CLINGING)
+
+
+@pytest.mark.parametrize("options", [{"identity": "another:20"}, {"fails": True}])
+def test_without_its_backbone_n_grams_decide(pack: Pack, options: dict[str, object]) -> None:
+    heads, _ = _with(pack, **options)
+    plain = SpeechHeads.from_pack(pack)
+    assert heads.scores(ATTACHED, "user") == pytest.approx(plain.scores(ATTACHED, "user"))
+    assert heads.degraded
+
+
+def test_a_pack_without_heads_is_refused(pack: Pack) -> None:
+    with pytest.raises(SLMError, match="head 'user'"):
+        SpeechHeads.from_pack(Pack("drift_monitor", "1", "x", {}, {"heads": {}}))
+    arrays = {k: v for k, v in pack.arrays.items() if not k.startswith("user.full")}
+    with pytest.raises(SLMError, match=r"user\.full"):
+        SpeechHeads.from_pack(Pack("drift_monitor", "1", "x", arrays, pack.settings))
+
+
+def test_templates_give_their_readings_and_no_others() -> None:
+    readings = variants("(a|b) {x}( c|).", {"x": ["1", "2"]}, count=50, seed=0)
+    expected = sorted(f"{a} {x}{c}." for a in "ab" for x in "12" for c in ("", " c"))
+    assert sorted(readings) == expected
+    assert variants("plain", {}, count=5, seed=1) == ["plain"]
+    assert variants("(a|b)", {}, count=2, seed=1) == variants("(a|b)", {}, count=2, seed=1)
+    with pytest.raises(DataError, match="slot 'y'"):
+        variants("{y}", {}, count=1, seed=0)
+    with pytest.raises(DataError, match="no sentences"):
+        read_templates("missing")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "user_attached",
+        "user_plain",
+        "assistant_attached",
+        "assistant_plain",
+        "boundary_broken",
+        "boundary_kept",
+        "hostile",
+        "polite",
+    ],
+)
+def test_every_training_line_can_be_read(name: str) -> None:
+    slots = read_slots()
+    lines = read_templates(name)
+    assert len(lines) == len(set(lines))
+    for line in lines:
+        assert line.count("(") == line.count(")")
+        for text in variants(line, slots, count=2, seed=0):
+            assert text
+            assert not set("{}|()") & set(text), line
+
+
+def test_the_tests_sentences_are_not_among_the_training_lines() -> None:
+    slots = read_slots()
+    trained = {
+        text.lower().strip(".!?")
+        for name in ("user_attached", "assistant_attached", "user_plain", "assistant_plain")
+        for line in read_templates(name)
+        for text in variants(line, slots, count=5, seed=0)
+    }
+    ours = {text.lower().strip(".!?") for text in ATTACHED + PLAIN + CLINGING + KEEPING}
+    assert len(ours & trained) <= 1
