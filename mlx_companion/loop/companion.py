@@ -317,7 +317,9 @@ class Companion:
                 built_prompt, self.served.profile, known, self._budget, self._count_tokens
             )
             step.made = short(" ".join(built.used) or "the profile's own")
-            step.details = {"tokens": built.tokens, "left_out": list(built.left_out)}
+            step.details = {
+                "tokens": built.tokens, "used": list(built.used), "left_out": list(built.left_out),
+            }  # fmt: skip
             return built.text
         return None
 

@@ -56,7 +56,7 @@ def test_a_conversation_learns_guards_and_watches_offline(
         assert facts["preference.reply_length"] == "short"
         assert SECRET in first.trace["prompt"].made
         assert first.trace["research"].fault == "not needed"
-        assert "cannot look anything up" in second.trace["prompt"].made
+        assert "cannot look anything up" in second.trace["prompt"].details["used"][-1]
         assert all(reply.text.strip() for reply in (first, second))
         assert companion.store.module_states.get("drift_monitor") is not None
         assert len(companion.store.traffic.recent("personality_guard")) == 2
