@@ -33,7 +33,6 @@ if TYPE_CHECKING:  # for editors and type checkers; a test compares it with `_LA
     from mlx_companion.slm.config import SLMConfig as SLMConfig
     from mlx_companion.slm.drift import DriftMonitor as DriftMonitor
     from mlx_companion.slm.factory import SLMFactory as SLMFactory
-    from mlx_companion.slm.factory import SLMInfo as SLMInfo
     from mlx_companion.slm.guard import PersonalityGuard as PersonalityGuard
     from mlx_companion.slm.health import ModuleStatus as ModuleStatus
     from mlx_companion.slm.module import MODULES as MODULES
@@ -55,6 +54,7 @@ if TYPE_CHECKING:  # for editors and type checkers; a test compares it with `_LA
     from mlx_companion.slm.results import GuardResult as GuardResult
     from mlx_companion.slm.results import ModuleResult as ModuleResult
     from mlx_companion.slm.results import ResearchResult as ResearchResult
+    from mlx_companion.slm.slms import SLMInfo as SLMInfo
     from mlx_companion.slm.sync import ContextSyncManager as ContextSyncManager
     from mlx_companion.slm.tracker import ContextTracker as ContextTracker
 
@@ -86,7 +86,7 @@ _LAZY: dict[str, str] = {
     "RunReport": "mlx_companion.slm.outcomes:RunReport",
     "SLMConfig": "mlx_companion.slm.config:SLMConfig",
     "SLMFactory": "mlx_companion.slm.factory:SLMFactory",
-    "SLMInfo": "mlx_companion.slm.factory:SLMInfo",
+    "SLMInfo": "mlx_companion.slm.slms:SLMInfo",
     "SLMModule": "mlx_companion.slm.module:SLMModule",
     "SLMOrchestrator": "mlx_companion.slm.orchestrator:SLMOrchestrator",
     "SLMRegistry": "mlx_companion.slm.registry:SLMRegistry",

@@ -12,7 +12,7 @@ replace them, and an unknown key is an error that names the nearest known one::
     resources: {memory_ceiling_mb: 4000}
 
 Each module is to answer within its `budget_ms` on two cores of a plain CPU. Its timeout is ten
-times that: a busy machine is slow and not broken, and a reply still waits no longer than
+times that and more: a busy machine is slow and not broken, and a reply still waits no longer than
 `total_timeout`.
 """
 
@@ -76,7 +76,7 @@ class ResearchConfig(ModuleConfig):
         use_backbone: False answers by n-grams and factors alone, in a millisecond.
     """
 
-    timeout: float = 0.5
+    timeout: float = 1.0
     budget_ms: float = 50.0
     on_uncertain: Literal["keep", "research", "answer"] | None = None
     use_backbone: bool | None = None
@@ -112,7 +112,7 @@ class GuardConfig(ModuleConfig):
 class TrackerConfig(ModuleConfig):
     """The context tracker: what it misses under heavy pressure is not learned that time."""
 
-    timeout: float = 0.6
+    timeout: float = 1.0
     budget_ms: float = 60.0
     skip_below: float = 0.3
 
@@ -121,7 +121,7 @@ class TrackerConfig(ModuleConfig):
 class DriftConfig(ModuleConfig):
     """The drift monitor: the first one to wait when the machine is short of anything."""
 
-    timeout: float = 1.0
+    timeout: float = 1.5
     budget_ms: float = 100.0
     skip_below: float = 0.6
 

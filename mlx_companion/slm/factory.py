@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from threading import Lock, RLock
 from typing import TYPE_CHECKING, Any
 
-from mlx_companion.errors import ConfigError, HardwareError, SLMError
+from mlx_companion.errors import ConfigError, SLMError
 from mlx_companion.runtime.blas import limit_threads
 from mlx_companion.runtime.config import nearest
 from mlx_companion.slm.config import ModuleConfig, SLMConfig
@@ -29,12 +28,11 @@ from mlx_companion.slm.degraded import rules_only
 from mlx_companion.slm.module import MODULES, SLMModule
 from mlx_companion.slm.packs import load_pack
 from mlx_companion.slm.results import ModuleResult
+from mlx_companion.slm.slms import Backbones, MakeSLM, SLMInfo
 
 if TYPE_CHECKING:
     from mlx_companion.slm.backbone import BaseSLMAdapter
 
-# The models that adapters are promised for, beside the default; any other name works as well.
-SLMS = ("phi3-mini", "mistral-tiny", "llama3-1b", "tinyllama", "phi2")
 CLASSES = {
     "research_classifier": "mlx_companion.slm.research:ResearchClassifier",
     "personality_guard": "mlx_companion.slm.guard:PersonalityGuard",
@@ -51,23 +49,6 @@ _KEYWORDS = {
 _OWN = ("enforcement_level", "on_uncertain", "use_backbone")
 
 MakeModule = Callable[[], SLMModule[Any]]
-
-
-@dataclass(frozen=True)
-class SLMInfo:
-    """A backbone that can be had.
-
-    Attributes:
-        name: for `get_slm`.
-        source: hub id, or "registered" for one of your own.
-        loaded: it is in memory.
-        memory_mb: that it takes there; None while it is not loaded.
-    """
-
-    name: str
-    source: str
-    loaded: bool
-    memory_mb: float | None
 
 
 class SLMFactory:
@@ -90,8 +71,7 @@ class SLMFactory:
         self._packs = dict(packs or {})
         self._options = {name: dict(values) for name, values in (options or {}).items()}
         self._lock = RLock()
-        self._slms: dict[str, BaseSLMAdapter] = {}
-        self._slm_makers: dict[str, Callable[[], BaseSLMAdapter]] = {}
+        self._backbones = Backbones(self.config)
         self._modules: dict[str, SLMModule[Any]] = {}
         self._makers: dict[str, MakeModule] = {}
         self._rules: dict[str, SLMModule[Any] | None] = {}
@@ -100,11 +80,7 @@ class SLMFactory:
             limit_threads(self.config.resources.threads)
 
     def register_slm(
-        self,
-        name: str,
-        make: BaseSLMAdapter | Callable[[], BaseSLMAdapter],
-        *,
-        replace: bool = False,
+        self, name: str, make: BaseSLMAdapter | MakeSLM, *, replace: bool = False
     ) -> None:
         """Offer a backbone under a name.
 
@@ -116,15 +92,7 @@ class SLMFactory:
         Raises:
             ConfigError: the name is taken, or empty.
         """
-        if not name.strip():
-            raise ConfigError("a backbone's name is empty; give it one")
-        with self._lock:
-            if not replace and (name in self._slm_makers or name in _aliases()):
-                raise ConfigError(
-                    f"'{name}' is a backbone already; choose another, or replace=True"
-                )
-            self._slms.pop(name, None)
-            self._slm_makers[name] = make if _is_maker(make) else lambda: make  # type: ignore[assignment,return-value]
+        self._backbones.register(name, make, replace=replace)
 
     def get_slm(self, name: str | None = None) -> BaseSLMAdapter:
         """The backbone of a name; the same object each time, loaded when first used.
@@ -136,26 +104,13 @@ class SLMFactory:
         Raises:
             ModelNotFoundError: none of these; names the nearest alias.
             SLMError: what a registered maker built is no adapter.
+            HardwareError: the configuration asks for a GPU, and there is none.
         """
-        from mlx_companion.models.registry import DEFAULT_MODEL
-
-        name = name or self.config.model or DEFAULT_MODEL
-        with self._lock:
-            key = name if name in self._slm_makers else _canonical(name)
-            if key not in self._slms:
-                self._slms[key] = self._make_slm(key)
-            return self._slms[key]
+        return self._backbones.get(name)
 
     def list_available(self) -> list[SLMInfo]:
         """Every backbone with a name: those promised, other aliases, those registered."""
-        from mlx_companion.models.registry import DEFAULT_MODEL
-
-        with self._lock:
-            aliases = _aliases()
-            own = [name for name in self._slm_makers if name not in aliases]
-            first = [DEFAULT_MODEL, *SLMS]
-            names = [*first, *(name for name in aliases if name not in first), *own]
-            return [self._info(name, aliases.get(name, "registered")) for name in names]
+        return self._backbones.list()
 
     def register_module(self, name: str, make: SLMModule[Any] | MakeModule) -> None:
         """Use a module of your own under a name; one of the four is replaced by it.
@@ -259,47 +214,14 @@ class SLMFactory:
         """Let go of every module and registered backbone; others may use the shared ones."""
         with self._lock:
             modules = list(self._modules.values())
-            slms = [slm for name, slm in self._slms.items() if name in self._slm_makers]
             self._modules.clear()
-            self._slms.clear()
         for module in modules:
             module.close()
-        for slm in slms:
-            slm.unload()
+        self._backbones.close()
 
     def _require(self, name: str) -> None:
         if name not in self._makers and name not in CLASSES:
             raise SLMError(f"there is no module '{name}'{nearest(name, self.module_names)}")
-
-    def _make_slm(self, name: str) -> BaseSLMAdapter:
-        from mlx_companion.slm.backbone import BaseSLMAdapter
-
-        maker = self._slm_makers.get(name)
-        if maker is None:
-            return self._by_name(name)
-        made = maker()
-        if not isinstance(made, BaseSLMAdapter):
-            raise SLMError(
-                f"the maker of '{name}' built a {type(made).__name__}; expected a BaseSLMAdapter"
-            )
-        return made
-
-    def _by_name(self, name: str) -> BaseSLMAdapter:
-        """The process's one backbone of a name; one of our own when it is kept on the CPU."""
-        from mlx_companion.slm.backbone import shared_backbone
-
-        if self.config.resources.gpu == "off":
-            from mlx_companion.slm.views import CpuBackbone
-
-            return CpuBackbone(name)
-        if self.config.resources.gpu == "on":
-            require_gpu()
-        return shared_backbone(name)
-
-    def _info(self, name: str, source: str) -> SLMInfo:
-        slm = self._slms.get(name)
-        loaded = slm is not None and slm.loaded
-        return SLMInfo(name, source, loaded, slm.memory_bytes / 1e6 if slm and loaded else None)
 
     def _build(self, name: str) -> SLMModule[Any]:
         maker = self._makers.get(name)
@@ -343,8 +265,6 @@ class SLMFactory:
 
     def _backbone_for(self, name: str, config: ModuleConfig) -> BaseSLMAdapter | None:
         """None leaves a module with the process's own shared backbone, if it needs one at all."""
-        from mlx_companion.models.registry import DEFAULT_MODEL
-
         if config.adapter is not None:
             from mlx_companion.slm.backbone import LanguageModelAdapter
             from mlx_companion.slm.views import AdaptedBackbone
@@ -353,8 +273,7 @@ class SLMFactory:
             if not isinstance(shared, LanguageModelAdapter):
                 raise ConfigError(f"'{shared.name}' is no language model; it takes no adapter")
             return AdaptedBackbone(shared, name, config.adapter)
-        special = self.config.model is not None or self.config.resources.gpu != "auto"
-        return self.get_slm() if special or DEFAULT_MODEL in self._slm_makers else None
+        return self.get_slm() if self._backbones.is_chosen() else None
 
 
 def module_class(name: str) -> Any:
@@ -368,36 +287,3 @@ def module_class(name: str) -> Any:
         return getattr(import_module(path), attribute)
     except (ImportError, AttributeError) as error:
         raise SLMError(f"{name} cannot be imported ({error}); reinstall the package") from error
-
-
-def require_gpu() -> None:
-    """Return when MLX works on a GPU.
-
-    Raises:
-        HardwareError: it does not; there is no silent fallback.
-    """
-    from mlx_companion.runtime.device import is_cpu
-
-    if is_cpu():
-        raise HardwareError(
-            "resources.gpu is 'on', but MLX works on the CPU here; set it to 'auto' or 'off'"
-        )
-
-
-def _aliases() -> dict[str, str]:
-    from mlx_companion.models.registry import ALIASES
-
-    return {alias: spec.hub_id for alias, spec in ALIASES.items() if spec.kind == "language"}
-
-
-def _canonical(name: str) -> str:
-    """One key for one model: paths as they are, aliases in lower case, hub ids by their alias."""
-    from mlx_companion.models.registry import spec_for
-
-    return name if Path(name).expanduser().exists() else spec_for(name).alias
-
-
-def _is_maker(value: object) -> bool:
-    from mlx_companion.slm.backbone import BaseSLMAdapter
-
-    return not isinstance(value, BaseSLMAdapter)

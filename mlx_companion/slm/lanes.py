@@ -136,6 +136,7 @@ class _Job:
         self.timeout = timeout
         self.future: Future[Done] = Future()
         self.started: float | None = None
+        self.left_behind = False
 
     def run(self) -> None:
         began = time.perf_counter()
@@ -147,7 +148,8 @@ class _Job:
         self.future.set_result(Done(value, error, time.perf_counter() - began))
 
     def overdue(self, now: float) -> bool:
-        return self.started is not None and now - self.started >= self.timeout
+        late = self.started is not None and now - self.started >= self.timeout
+        return late and not self.future.done()
 
 
 class Lane:
@@ -201,7 +203,9 @@ class Lane:
         try:
             while not job.future.done():
                 await asyncio.wait({ended}, timeout=self._patience(job))
-                if self._replace_overdue() is job and not job.future.done():
+                # Whoever else looked at the lane may have left it behind already.
+                self.reap()
+                if job.left_behind and not job.future.done():
                     raise TimeoutError(f"no answer within {timeout:g} s")
             return job.future.result()
         finally:
@@ -218,7 +222,18 @@ class Lane:
 
     def reap(self) -> bool:
         """Leave a thread behind whose work is overdue; whether there was one."""
-        return self._replace_overdue() is not None
+        with self._lock:
+            job = self._current
+            if job is None or not job.overdue(time.monotonic()):
+                return False
+            job.left_behind = True
+            self._abandoned.add(self._turn)
+            self._turn = self._current = None
+            if self._is_full():
+                self._refuse_all()
+            elif self._queue:
+                self._ensure_thread()
+            return True
 
     def close(self) -> None:
         """Take no more work; what waits in the queue is dropped."""
@@ -230,7 +245,7 @@ class Lane:
 
     def _submit(self, work: Callable[[], Any], timeout: float) -> _Job:
         job = _Job(work, timeout)
-        self._replace_overdue()
+        self.reap()
         with self._lock:
             if self._closed:
                 raise SLMError(f"{self.name} was closed; make a new orchestrator")
@@ -251,24 +266,13 @@ class Lane:
                 return job.timeout
             return max(_LEAST_WAIT, ahead.started + ahead.timeout - now)
 
-    def _replace_overdue(self) -> _Job | None:
-        """Leave a thread behind whose work is overdue. Returns that work."""
-        now = time.monotonic()
-        with self._lock:
-            job = self._current
-            if job is None or not job.overdue(now):
-                return None
-            self._abandoned.add(self._turn)
-            self._turn = self._current = None
-            if self._is_full():
-                for waiting in self._queue:
-                    error = LaneFullError(f"too many threads of {self.name} hang")
-                    if waiting.future.set_running_or_notify_cancel():
-                        waiting.future.set_result(Done(None, error, 0.0))
-                self._queue.clear()
-            elif self._queue:
-                self._ensure_thread()
-            return job
+    def _refuse_all(self) -> None:
+        """Tell those who wait that there is no thread for them."""
+        for waiting in self._queue:
+            if waiting.future.set_running_or_notify_cancel():
+                error = LaneFullError(f"too many threads of {self.name} hang")
+                waiting.future.set_result(Done(None, error, 0.0))
+        self._queue.clear()
 
     def _is_full(self) -> bool:
         return self._turn is None and len(self._abandoned) >= self._max_abandoned

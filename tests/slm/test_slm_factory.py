@@ -30,11 +30,12 @@ from mlx_companion.runtime.config import load_config
 from mlx_companion.slm import factory as factory_module
 from mlx_companion.slm.backbone import BaseSLMAdapter, LanguageModelAdapter, shared_backbone
 from mlx_companion.slm.config import SLMConfig
-from mlx_companion.slm.factory import SLMS, SLMFactory
+from mlx_companion.slm.factory import SLMFactory
 from mlx_companion.slm.module import SLMModule
 from mlx_companion.slm.orchestrator import SLMOrchestrator
 from mlx_companion.slm.packs import Pack, save_pack
 from mlx_companion.slm.results import ResearchResult
+from mlx_companion.slm.slms import SLMS
 from mlx_companion.slm.views import AdaptedBackbone, CpuBackbone
 
 

@@ -120,6 +120,22 @@ def test_what_waits_behind_hanging_work_runs_on_the_new_thread() -> None:
     hang.go.set()
 
 
+def test_work_that_somebody_else_left_behind_is_late_for_its_own_caller() -> None:
+    lane, hang = Lane("a"), Hang()
+
+    async def main() -> None:
+        hanging = asyncio.create_task(lane.run(hang, 0.05))
+        await hang.has_started()
+        # Not a turn for the caller: the lane is looked at before it can look itself.
+        time.sleep(0.1)
+        assert lane.reap()
+        with pytest.raises(TimeoutError, match="no answer within"):
+            await asyncio.wait_for(hanging, 5)
+
+    run(main())
+    hang.go.set()
+
+
 def test_what_waits_behind_the_last_hanging_thread_is_told() -> None:
     lane, hang = Lane("a", max_abandoned=1), Hang()
 

@@ -427,7 +427,7 @@ def test_the_plan_says_what_runs() -> None:
     assert json.loads(json.dumps(plan.to_dict()))["groups"][1] == ["drift_monitor"]
     text = plan.text()
     assert "context_tracker: switched off" in text
-    assert "research_classifier: 50 ms, at most 0.5 s, loads first, else keyword rule" in text
+    assert "research_classifier: 50 ms, at most 1 s, loads first, else keyword rule" in text
 
 
 async def _plan(own: SLMOrchestrator) -> Any:
