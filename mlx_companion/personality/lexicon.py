@@ -58,7 +58,8 @@ def build_lexicon(formal: Iterable[str], casual: Iterable[str], least: int = 4) 
         word
         for word in small
         if len(word) > 3
-        and small[word] + capital[word] >= least
+        # A short one that is rare is a foreign word, a name or an acronym.
+        and small[word] + capital[word] >= (least if len(word) > 5 else 3 * least)
         and small[word] > shouted[word]
         # Names and the like: more often with a capital in the middle of a sentence.
         and capital[word] <= 2 * small[word]

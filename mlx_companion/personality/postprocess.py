@@ -168,7 +168,7 @@ def _mapped(
 
 
 def _cased(said: str, before: str) -> str:
-    if before[0].isupper() and not before[:2] == "I ":
+    if before[0].isupper() and before[:2] != "I ":
         return said[:1].upper() + said[1:]
     if said[:2] in ("i ",):
         return "I" + said[1:]

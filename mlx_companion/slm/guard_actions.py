@@ -20,6 +20,7 @@ _MARKED = re.compile(
     r"(?<![\w*\\])(\*{1,3})(?![\s*])([^*\n]{1,400})(?<![\s\\])\1(?![\w*])"
     r"|(?<![\w\\])(_{1,2})(?![\s_])([^_\n]{1,400})(?<!\s)\3(?!\w)"
     r"|(?<![\w~])(~)(?![\s~])([^~\n]{1,80})(?<!\s)~(?![\w~])"
+    r"|(?<![\w*\\])(\* )(?=[a-z])([^*\n]{3,60}) \*(?![\w*])"
     r"|(?<![\w\]])([(\[])([^()\[\]\n]{2,60})[)\]](?!\()"
 )
 _WORD = re.compile(r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*")
@@ -77,8 +78,8 @@ def _pieces(draft: Draft) -> Iterator[tuple[int, int, str, str]]:
     if not any(mark in text for mark in "*_~(["):
         return
     while found := _MARKED.search(text, at):
-        mark = next(found[index] for index in (1, 3, 5, 7) if found[index])
-        content = next(found[index] for index in (2, 4, 6, 8) if found[index])
+        mark = next(found[index] for index in (1, 3, 5, 7, 9) if found[index])
+        content = next(found[index] for index in (2, 4, 6, 8, 10) if found[index])
         blocked = draft.markup.touches(found.start(), found.start() + 1, NOT_OWN)
         if not blocked and content[0] not in ".,;":
             yield found.start(), found.end(), mark, content
@@ -109,6 +110,8 @@ def _is_action(
         return _expressive(rules, head, mark, place, len(words))
     if mark not in ("*", "**", "_", "***", "__") or not place.before:
         return False
+    if words[0] in ("in", "with") and place.after and len(words) < 8:
+        return words[-1] in _MANNERS or words[-1] in rules.actions["body"]
     return _physical(rules, head, place, content) or _scene(rules, words, place, content)
 
 
@@ -155,6 +158,8 @@ def _is_adverb(word: str) -> bool:
 
 def _expressive(rules: GuardRules, head: list[str], mark: str, place: _Place, count: int) -> bool:
     form = rules.forms["expressive"][head[0]]
+    if mark == "* ":
+        return form == "s" and place.before and count < 8
     if mark in ("(", "["):
         return form in ("s", "ing") and count <= 4 and (place.before or place.after)
     if form in ("base", "ed", "ing") and not (place.before or place.after):
@@ -167,6 +172,7 @@ def _expressive(rules: GuardRules, head: list[str], mark: str, place: _Place, co
     return place.before or place.after or opens
 
 
+_MANNERS = frozenset(["accent", "flourish", "nod", "shrug", "whisper", "bow", "frown", "twinkle"])
 _NOUNLY = "are is was were can could may or of from have has tend mean"
 _NOUN_FOLLOWS = frozenset(_NOUNLY.split())
 

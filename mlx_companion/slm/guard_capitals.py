@@ -32,7 +32,8 @@ _SQL = frozenset(
     ["select", "where", "join", "having", "group", "insert", "values", "delete", "create"]
 )
 _TECHNICAL = re.compile(
-    r"\b(?:SQL|HTTP|API|REST|query|queries|database|boolean|operator|endpoint|keyboard|shortcut)\b",
+    r"\b(?:SQL|HTTP|API|REST|query|queries|database|boolean|operator|endpoint|keyboard|shortcut|git|code|loop|commit|"
+    r"syntax|branch|script|compiler)\b",
     re.IGNORECASE,
 )
 _DEFINES = re.compile(r"\b(?:stands for|acronym|abbreviat\w+|short for|mnemonic)\b", re.IGNORECASE)
@@ -94,8 +95,12 @@ def _role(draft: Draft, rules: GuardRules, token: _Token) -> str:
     if word in lists["keywords"] and _in_keywords(draft, rules, token):
         return "none"
     if word in lists["emphatic"]:
-        return "emphatic"
+        asks = word in _ASKS and draft.text[token.end : token.end + 1] in ("?", "!")
+        return "shout" if asks else "emphatic"
     return "label" if word in lists["labels"] else "shout"
+
+
+_ASKS = frozenset(["what", "why", "how", "who", "when", "where"])
 
 
 def _attached(draft: Draft, token: _Token) -> bool:
@@ -203,6 +208,7 @@ def _in_keywords(draft: Draft, rules: GuardRules, token: _Token) -> bool:
 
 def _settle(draft: Draft, tokens: list[_Token]) -> None:
     """Emphatic words and acronyms of a shout belong to it, and labels do in their sentence."""
+    _unite(draft, tokens)
     _spread_all(draft, tokens)
     loud = {draft.sentence(one.start) for one in tokens if one.role == "shout"}
     run = _runs(draft, tokens)
@@ -213,6 +219,17 @@ def _settle(draft: Draft, tokens: list[_Token]) -> None:
         if token.role in ("emphatic", "label") and (excited or run.get(token.start, 0) > 2):
             token.role = "shout"
     _spread_all(draft, tokens)
+
+
+def _unite(draft: Draft, tokens: list[_Token]) -> None:
+    """In "FILE, EDIT and VIEW" the ones that are no words tell what the others are."""
+    for first, second in [*pairwise(tokens), *((b, a) for a, b in pairwise(reversed(tokens)))]:
+        between = draft.text[first.end : second.start]
+        if first.role == "none" and second.role == "shout" and between in _JOINTS:
+            second.role = "none"
+
+
+_JOINTS = (", ", " and ", " or ", ", and ", ", or ", "/", " vs ", ", then ")
 
 
 def _spread_all(draft: Draft, tokens: list[_Token]) -> None:

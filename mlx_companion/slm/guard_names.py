@@ -117,10 +117,10 @@ def _is_spoken_to(draft: Draft, rules: GuardRules, kind: str, start: int, end: i
         and not begins_sentence(draft, start - 2 - len(last[-1]))
     )
     if kind == "middle":
-        following = draft.words_after(end, 1) or [""]
+        after = (draft.words_after(end, 1) or [""])[0]
         known = text[start:end].lower() in rules.first_names
         related = bool(last) and last[-1].lower() in _RELATIVES
-        talks = following[0] in _TALKS and following[0] not in _ARTICLES
+        talks = after in _TALKS and after not in _ARTICLES
         return not listed and not related and (talks or known)
     return not listed
 

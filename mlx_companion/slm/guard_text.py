@@ -128,6 +128,7 @@ class TopicRule:
     strangers: frozenset[str] = frozenset()
     doubtful: frozenset[str] = frozenset()
     proper: frozenset[str] = frozenset()
+    products: frozenset[str] = frozenset()
 
 
 class GuardRules:
@@ -172,6 +173,7 @@ def _topic(rule: Mapping[str, Any]) -> TopicRule:
         _words(rule.get("strangers", "")),
         _words(rule.get("doubtful", "")),
         _words(rule.get("proper", "")),
+        _words(rule.get("products", "")),
     )
 
 
@@ -187,6 +189,7 @@ def third_person(verb: str) -> str:
 def _all_forms(verbs: frozenset[str]) -> dict[str, str]:
     """Inflected form -> "base", "s", "ing" or "ed"."""
     forms = dict.fromkeys(verbs, "base")
+    forms |= {third: "s" for verb, third in (("do", "does"), ("go", "goes")) if verb in verbs}
     for verb in sorted(verbs):
         soft = verb[:-1] if verb.endswith("e") and not verb.endswith("ee") else verb
         short = len(verb) > 2 and verb[-1] in "bdgmnpt" and verb[-2] in "aeiou"

@@ -39,7 +39,7 @@ _OBJECT = (
 _GUSHING = re.compile(
     "|".join(
         (
-            rf"^(?:(?:oh|wow|ah|ooh|yes|hey|well)[,! ]+)?(?:what|that's|that is|this is|it's|such)?"
+            r"^(?:(?:oh|wow|ah|ooh|yes|hey|well)[,! ]+)?(?:what|that's|that is|this is|it's|such)?"
             rf"(?: |^){_VERY}{_STRONG},? (?:and {_STRONG} )?{_OBJECT}\b",
             rf"\bwhat an? {_VERY}{_STRONG} \w+",
             r"\byou(?:'ve| have)? (?:totally |absolutely |so )?got this(?=\s*(?:[!.,;\u2014]|$|and\b|"

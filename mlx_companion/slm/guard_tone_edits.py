@@ -91,9 +91,9 @@ def _mended(
     if short and removable(draft, finding.start, finding.end):
         return removal_of_sentence(draft, finding.start, finding.end, finding.violation)
     calm = _toned_down(said)
-    if calm != said and not draft.markup.touches(start, end, (*PROTECTED, "quote")):
-        if _sound(draft, said, calm, detector):
-            return Edit(start, end, calm, finding.violation, "softened")
+    plain = not draft.markup.touches(start, end, (*PROTECTED, "quote"))
+    if calm != said and plain and _sound(draft, said, calm, detector):
+        return Edit(start, end, calm, finding.violation, "softened")
     if removable(draft, finding.start, finding.end):
         return removal_of_sentence(draft, finding.start, finding.end, finding.violation)
     if draft.text.strip() == said.strip() and _holds_nothing(draft, said):
@@ -112,7 +112,7 @@ def _asked(rewriter: Callable[[str], str], sentence: str) -> str:
 
 
 def _sound(draft: Draft, before: str, after: str, detector: Detector) -> bool:
-    """Tell whether a new sentence breaks no rule and has lost nothing of the old one's substance."""
+    """Tell whether a new sentence breaks no rule and has kept the old one's substance."""
     if not after or len(after) > _LONGER * len(before) + 20 or after == before:
         return False
     fresh = Draft(after, draft.user_name)

@@ -119,11 +119,12 @@ def _in_name(draft: Draft, start: int, end: int) -> bool:
 
 
 def _keeps_company(draft: Draft, rule: TopicRule, term: str, start: int) -> bool:
-    if term not in rule.weak and term not in rule.doubtful:
-        return True
     first, last = draft.sentence(start)
     near = draft.prose[max(first, start - 200) : min(last, start + 200)]
     words = set(_WORDS.findall(near.lower())) - {term}
-    proper = draft.text[start].isupper() and not begins_sentence(draft, start)
-    friends = term in rule.doubtful or (bool(words & rule.company) and not proper)
+    capital = draft.text[start].isupper() and not draft.text[start : start + 2].isupper()
+    if term not in rule.weak and term not in rule.doubtful:
+        return not (capital and words & rule.products)
+    inside = capital and not begins_sentence(draft, start) and term not in rule.proper
+    friends = term in rule.doubtful or (bool(words & rule.company) and not inside)
     return friends and not words & rule.strangers

@@ -81,11 +81,10 @@ def train_guard(
     folds = np.concatenate([patterns, np.arange(len(calm))]) % _FOLDS
     weights = np.concatenate([np.ones(own), np.full(len(calm), own / 3 / max(1, len(calm)))])
     rows = NGrams(_NGRAMS).transform([tone_text(text) for text in texts])
-    fit = {"penalties": _PENALTY, "row_weights": weights}
-    logits = out_of_fold([rows], labels, folds, **fit)[:, 0]
+    logits = out_of_fold([rows], labels, folds, row_weights=weights, penalties=_PENALTY)[:, 0]
     calibration = fit_platt(logits, labels, weights)
     threshold, metrics = _threshold(calibration(logits), labels, weights)
-    head = fit_logistic([rows], labels, **fit)
+    head = fit_logistic([rows], labels, row_weights=weights, penalties=_PENALTY)
     settings = {
         "tone": {
             "ngrams": asdict(_NGRAMS),
@@ -169,8 +168,8 @@ What a reply must not hold, and one small head that hears cheerleading.
   does.
 
 **Data.** {count} sentences from patterns with slots in `slm/data/guard_training/tone.yaml`, written
-for this project (Apache-2.0, as the package), and {calm} ordinary sentences of the calm class: comments
-labelled neutral from GoEmotions (Demszky et al., 2020; Apache-2.0) and sentences of public-domain
+for this project (Apache-2.0, as the package), and {calm} ordinary sentences of the calm class:
+comments labelled neutral from GoEmotions (Demszky et al., 2020; Apache-2.0) and sentences of public-domain
 books (Standard Ebooks editions, CC0).
 
 **Figures**, on patterns of sentences that were held out: precision {tone_precision}, recall

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_companion.personality.markup import KINDS, PROTECTED, scan
@@ -61,6 +61,7 @@ def test_look_alikes_are_none(kind: str, text: str) -> None:
     assert not scan(text).holds(kind)
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="ab \n`*_\"'<>[]()$!#|~.-/\\", max_size=200))
 def test_prose_keeps_every_offset(text: str) -> None:
     markup = scan(text)
@@ -72,6 +73,7 @@ def test_prose_keeps_every_offset(text: str) -> None:
         )
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="a` \n~", max_size=120))
 def test_spans_are_what_is_inside(text: str) -> None:
     markup = scan(text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_companion.errors import ConfigError
@@ -68,6 +68,7 @@ _PIECES = st.sampled_from(
 )  # fmt: skip
 
 
+@settings(deadline=None)
 @given(st.lists(_PIECES, max_size=25), st.sampled_from([0.0, 0.5, 1.0]))
 def test_twice_is_once_and_protected_text_stays(pieces: list[str], formality: float) -> None:
     learned = Learned({"movie": "film"}, {"great": "lit"}, 1, formality, emoji=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_companion.errors import ConfigError
@@ -53,6 +53,7 @@ _TOLD = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(_TOLD, st.integers(2, 20))
 def test_within_budget_and_independent_of_order(told: list[Preference], budget: int) -> None:
     built = build_prompt(PROFILE, told, budget_tokens=budget, count_tokens=_words)
