@@ -29,9 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Read, train, and report."""
     options = _options().parse_args(arguments)
     with script_work(options.out):
-        steps = 4 if options.smoke else 200
+        sizes = {"max_steps": 2, "every": 8} if options.smoke else {}
         given = (_data(options), _vectors(options), options.per_source, options.seed)
-        sources = Sources(*given, max_steps=steps)
+        sources = Sources(*given, **sizes)
         pack = train_tracker(
             sources, options.out / "pack", version=options.version, say=print, card=tracker_card
         )
@@ -47,7 +47,7 @@ def _vectors(options: argparse.Namespace) -> dict[str, np.ndarray]:
     if options.smoke:
         return smoke_vectors()
     given = () if options.encoder is None else (options.encoder,)
-    return encoder_vectors(load_encoder(*given).folder)
+    return encoder_vectors(load_encoder(*given).path)
 
 
 def _options() -> argparse.ArgumentParser:

@@ -89,7 +89,7 @@ def _names(place: Place) -> Iterator[str]:
 def _side(place: Place, step: int) -> list[str]:
     """Six tokens to one side, nearest first, "<" beyond the text."""
     at = place.first - 1 if step < 0 else place.last
-    found = []
+    found: list[str] = []
     while 0 <= at < len(place.found) and len(found) < 6:
         token = place.found[at]
         found.append(token.low if token.is_word else _mark(token.text))

@@ -146,7 +146,7 @@ def technical_counts(text: str, table: WordTable | None = None) -> np.ndarray:
         0 if shouting else min(acronyms, 3),
         sum(w in _JARGON or w.rstrip("s") in _JARGON for w in low) / count,
         sum(len(w) > 9 for w in low) / count,
-        float(bool(re.search(r"\w+(?:Error|Exception)\b|stack ?trace|segfault", text))),
+        float(bool(re.search(r"\w(?:Error|Exception)\b|stack ?trace|segfault", text))),
         sum(map(len, low)) / count / 10,
         min(count, 40) / 40,
         unknown / count,

@@ -12,6 +12,7 @@ They are rough: what matters is that each keeps most words of the other.
 
 from __future__ import annotations
 
+import functools
 import random
 import re
 
@@ -145,7 +146,7 @@ def _casual_once(text: str, rng: random.Random) -> str:
     if rng.random() < 0.85:
         for short, full in _SHORT:
             if rng.random() < 0.85:
-                text = full.sub(lambda m, s=short: _like(m.group(), s), text)
+                text = full.sub(functools.partial(_like, short), text)
     if heavy < 0.6:
         for careful_word, loose in _CASUAL_WORDS.items():
             texting = len(loose) <= 2 or loose in ("cuz", "pls", "ppl", "bout")
@@ -178,8 +179,8 @@ def _marks(text: str, heavy: float, rng: random.Random) -> str:
     return text
 
 
-def _like(found: str, short: str) -> str:
-    return short[:1].upper() + short[1:] if found[:1].isupper() else short
+def _like(short: str, found: re.Match[str]) -> str:
+    return short[:1].upper() + short[1:] if found.group()[:1].isupper() else short
 
 
 _SHORT = [

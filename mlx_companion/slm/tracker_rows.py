@@ -44,14 +44,16 @@ _TOPICS = {
 }
 
 
-def sense_rows(lexicon: Lexicon, rng: random.Random, around: Sequence[str] = ()) -> list[SenseRow]:
+def sense_rows(
+    lexicon: Lexicon, rng: random.Random, around: Sequence[str] = (), every: int = 1
+) -> list[SenseRow]:
     """Places of the written sentences: place, slang or not, term, sentence.
 
     Each sentence comes plain, dressed differently, and, where there are any, beside another
     message, so that neither marks nor length tell the sense.
     """
     rows = []
-    for line in written("senses").splitlines():
+    for line in written("senses").splitlines()[::every]:
         if line.startswith("#") or " + " not in line:
             continue
         term, rest = line.split(" + ", 1)
@@ -101,20 +103,46 @@ def plain_senses(texts: Texts, lexicon: Lexicon, most: int = 10) -> list[SenseRo
 
 
 def formality_rows(texts: Texts) -> list[FormalRow]:
-    """Text, formal or not, generator, and the content that both registers share."""
+    """Text, formal or not, generator, and the content that both registers share.
+
+    Some casual texts are given a capital and a full stop, and some careful ones lose theirs:
+    otherwise marks alone would tell the register.
+    """
     rng, rows = texts.rng, list(written_pairs())
     for comment in texts.comments:
         fixed = careful(comment, rng)
         if _changed(comment, fixed) and 8 < len(fixed) < 300:
-            rows += [(comment, 0, "comments", comment), (fixed, 1, "comments", comment)]
+            rows += _pair(comment, fixed, "comments", comment, rng)
     for query, _ in texts.queries[:: max(1, len(texts.queries) // 2500)]:
         fixed = careful(query, rng)
         loose = query if rng.random() < 0.5 else casual(fixed, rng)
-        rows += [(loose, 0, "queries", query), (fixed, 1, "queries", query)]
+        rows += _pair(loose, fixed, "queries", query, rng)
     for sentence in texts.narration:
-        loose = casual(sentence, rng)
-        rows += [(sentence, 1, "narration", sentence), (loose, 0, "narration", sentence)]
+        rows += _pair(casual(sentence, rng), sentence, "narration", sentence, rng)
     return rows
+
+
+def _pair(
+    loose: str, fixed: str, generator: str, content: str, rng: random.Random
+) -> Iterator[FormalRow]:
+    neat = neatly(loose)
+    # Without its marks a casual text is casual only if its words are.
+    if rng.random() < 0.4 and _letters(neat) != _letters(fixed):
+        loose = neat
+    if rng.random() < 0.12:
+        fixed = fixed.rstrip(".")
+    yield loose, 0, generator, content
+    yield fixed, 1, generator, content
+
+
+def neatly(text: str) -> str:
+    """The text with a capital and one mark at its end; its words stay."""
+    text = re.sub(r"\s*[.!?,]*$", "", text.strip()) + ("?" if text.rstrip().endswith("?") else ".")
+    return text[:1].upper() + re.sub(r"\bi\b", "I", text[1:])
+
+
+def _letters(text: str) -> str:
+    return re.sub(r"[^a-z]", "", text.lower())
 
 
 def written_pairs() -> Iterator[FormalRow]:
@@ -130,8 +158,7 @@ def written_pairs() -> Iterator[FormalRow]:
 
 def _changed(comment: str, fixed: str) -> bool:
     """The rules found enough to mend, and left nothing casual that they can see."""
-    plain = re.sub(r"[^a-z]", "", comment.lower())
-    mended = re.sub(r"[^a-z]", "", fixed.lower())
+    plain, mended = _letters(comment), _letters(fixed)
     left = re.search(r"[’']|\b(?:fuck|shit|damn|ass|hell|crap)\w*|\d\w|/", fixed, re.IGNORECASE)
     marks = comment[:1].islower() or comment[-1:] not in ".?" or "!" in comment or "..." in comment
     return left is None and (plain != mended or marks)

@@ -56,6 +56,7 @@ class Sources:
         per_source: rows that are taken of each public source.
         seed: of every draw.
         max_steps: of every head.
+        every: of so many written terms one is trained on; more than 1 only to try things out.
     """
 
     data: Path | None
@@ -63,6 +64,7 @@ class Sources:
     per_source: int = 6000
     seed: int = 0
     max_steps: int = 200
+    every: int = 1
 
 
 def encoder_vectors(folder: str | Path, dimensions: int = 64) -> dict[str, np.ndarray]:
@@ -105,6 +107,7 @@ class Texts:
         known: words that are known.
         max_steps: of every head.
         rng: every later draw comes from it.
+        every: of so many written terms one is used.
     """
 
     comments: list[str]
@@ -114,6 +117,7 @@ class Texts:
     known: set[str]
     max_steps: int
     rng: random.Random
+    every: int = 1
 
     @classmethod
     def read(cls, sources: Sources) -> Texts:
@@ -123,7 +127,7 @@ class Texts:
             DataError: one is missing.
         """
         rng = random.Random(sources.seed)
-        found = cls([], [], [], [], _own_words(), sources.max_steps, rng)
+        found = cls([], [], [], [], _own_words(), sources.max_steps, rng, sources.every)
         if sources.data is None:
             found.moods = [(f"so {w} today", "happy") for w in _GLAD.split()]
             found.moods += [(f"i feel {w}", "sad") for w in _LOW.split()]

@@ -101,7 +101,7 @@ def _folds(names: Sequence[str], folds: int = 5) -> np.ndarray:
 
 def _train_sense(texts: Texts, lexicon: Lexicon, table: WordTable) -> Trained:
     around = [t for t in texts.comments if len(t) < 90 and not any(_ambiguous(lexicon, t))]
-    rows = sense_rows(lexicon, texts.rng, around[:3000])
+    rows = sense_rows(lexicon, texts.rng, around[:3000], texts.every)
     own = len(rows)
     rows += plain_senses(texts, lexicon)
     blocks = sense_blocks([row[0] for row in rows], table)

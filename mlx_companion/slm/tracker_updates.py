@@ -123,7 +123,8 @@ _OTHERS = re.compile(
     r"\b(?:he|she|they|who|mom|dad|mum|boss|friend|wife|husband|brother|sister|teacher|character|"
     r"someone|somebody|people|everyone)\s(?:\w+\s)?"
     r"(?:said|says|told|asked|asks|wrote|writes|goes|was like|thinks|claims|wants)\b|"
-    r"\b(?:story|poem|letter|lyrics?|translate|novel|song)\b",
+    r"\b(?:write|tell|draft|compose|sing|translate|quote)\b.{0,40}\b(?:story|poem|letter|lyrics?|"
+    r"novel|song|dialogue|sentence)\b|\btranslate\b|\blyrics\b",
     re.IGNORECASE,
 )
 _DENIED = re.compile(

@@ -26,7 +26,7 @@ def terms(result):
 
 
 def test_one_message_gives_everything(tracker):
-    text = "ngl this song is fire, call me Max tomorrow at 5pm"
+    text = "ngl this song is fire. Call me Max. See you tomorrow at 5pm"
     result = tracker.process({"text": text, "now": "2026-03-04T09:30:00"})
     assert terms(result) == ["ngl", "fire"]
     for item in result.slang_detected:

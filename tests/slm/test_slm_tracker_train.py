@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 import pytest
@@ -9,20 +10,28 @@ import pytest
 from mlx_companion.errors import DataError
 from mlx_companion.slm.formality import rule_score, style_features
 from mlx_companion.slm.tracker import ContextTracker
-from mlx_companion.slm.tracker_card import tracker_card
 from mlx_companion.slm.tracker_register import careful, casual
+from mlx_companion.slm.tracker_rows import formality_rows
 from mlx_companion.slm.tracker_sources import Sources, Texts, encoder_vectors, smoke_vectors
-from mlx_companion.slm.tracker_train import train_tracker
+from recipes import train_tracker
 
 
-def test_a_smoke_run_makes_a_pack_that_works(tmp_path):
-    sources = Sources(None, smoke_vectors(), max_steps=2)
-    pack = train_tracker(sources, tmp_path / "pack", card=tracker_card)
-    assert set(pack.metrics) == {"slang", "formality", "mood", "topic", "depth"}
-    assert "Context tracker" in (tmp_path / "pack" / "README.md").read_text()
+def test_the_recipes_smoke_run_makes_a_pack_that_works(tmp_path):
+    train_tracker.main(["--smoke", "--out", str(tmp_path)])
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert set(report) == {"slang", "formality", "mood", "topic", "depth"}
+    assert "# Context tracker" in (tmp_path / "pack" / "README.md").read_text()
     result = ContextTracker(tmp_path / "pack").process("ngl I live in Oslo")
     assert result.slang_detected[0]["term"] == "ngl"
     assert result.updates[0].value == "Oslo"
+
+
+def test_registers_share_their_contents():
+    rng = random.Random(0)
+    texts = Texts(["i dont know lol"] * 40, [], ["He was of another mind."], [], set(), 1, rng)
+    rows = [row for row in formality_rows(texts) if row[2] != "pairs"]
+    assert {label for _, label, _, content in rows if content == "i dont know lol"} == {0, 1}
+    assert len({text for text, label, _, _ in rows if label == 0}) > 1
 
 
 def test_missing_sources_are_named(tmp_path):
@@ -33,7 +42,7 @@ def test_missing_sources_are_named(tmp_path):
 
 
 def test_careful_mends_what_is_casual():
-    text = careful("i dont know lol but its kinda weird", random.Random(3))
+    text = careful("i dont know lol but it's kinda weird", random.Random(3))
     assert text[0].isupper()
     assert text.endswith(".")
     assert "do not know" in text
