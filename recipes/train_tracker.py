@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Read, train, and report."""
     options = _options().parse_args(arguments)
     with script_work(options.out):
-        sizes = {"max_steps": 2, "every": 8} if options.smoke else {}
-        given = (_data(options), _vectors(options), options.per_source, options.seed)
-        sources = Sources(*given, **sizes)
+        sources = Sources(_data(options), _vectors(options), options.per_source, options.seed)
+        if options.smoke:
+            sources = replace(sources, max_steps=2, every=8)
         pack = train_tracker(
             sources, options.out / "pack", version=options.version, say=print, card=tracker_card
         )
