@@ -48,6 +48,11 @@ _KEYWORDS = {
 # Settings that only one module has.
 _OWN = ("enforcement_level", "on_uncertain", "use_backbone")
 
+# Modules are built on threads of their own. Two threads that import packages which need each other
+# can be handed a half-initialized one (Python would rather do that than deadlock), so what a build
+# imports is imported by one thread at a time, its backbone's package included.
+_importing = Lock()
+
 MakeModule = Callable[[], SLMModule[Any]]
 
 
@@ -284,6 +289,10 @@ def module_class(name: str) -> Any:
     """
     path, _, attribute = CLASSES[name].partition(":")
     try:
-        return getattr(import_module(path), attribute)
+        with _importing:
+            cls = getattr(import_module(path), attribute)
+            if "backbone" in inspect.signature(cls).parameters:
+                import_module("mlx_companion.models")
+            return cls
     except (ImportError, AttributeError) as error:
         raise SLMError(f"{name} cannot be imported ({error}); reinstall the package") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 import sys
 import threading
 import types
@@ -395,3 +396,19 @@ def test_a_wrong_adapter_is_told_when_it_is_loaded(
 ) -> None:
     with pytest.raises(AdapterError):
         AdaptedBackbone(adapted[0], "x", tmp_path / "nothing").load()
+
+
+def test_modules_that_are_built_at_once_are_imported_one_by_one() -> None:
+    code = (
+        "import mlx_companion, asyncio\n"
+        "from mlx_companion.slm.factory import CLASSES, module_class\n"
+        "from mlx_companion.slm.lanes import Lane\n"
+        "async def main():\n"
+        "    work = [Lane(n).run(lambda n=n: module_class(n).name, 100) for n in CLASSES]\n"
+        "    print(sorted(done.value for done in await asyncio.gather(*work)))\n"
+        "asyncio.run(main())\n"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(sorted(factory_module.CLASSES))
