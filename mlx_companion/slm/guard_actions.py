@@ -42,7 +42,7 @@ _AFTER_VERB = """
     a an the my your his her their our its up down over back forward forwards backward away out
     off around about at into in on onto to toward towards with through from for by some another
     closer nearer tea water glasses head hat tail ears hands arms one both two along beside
-    dramatically against across behind under closer near high low still fist fingers knuckles
+    dramatically and against across behind under closer near high low still fist fingers knuckles
     chair desk book notes page cards paws wings you me him them us
 """
 _OBJECTS = frozenset(_AFTER_VERB.split())
@@ -112,7 +112,17 @@ def _is_action(
         return False
     if words[0] in ("in", "with") and place.after and len(words) < 8:
         return words[-1] in _MANNERS or words[-1] in rules.actions["body"]
+    narrated = words[0] in _ARTICLES and place.after and not any(map(str.isdigit, content))
+    if narrated and any(_acts(rules, words, at) for at in range(2, min(5, len(words) - 1))):
+        return True
     return _physical(rules, head, place, content) or _scene(rules, words, place, content)
+
+
+def _acts(rules: GuardRules, words: list[str], at: int) -> bool:
+    """ "*the innkeeper slams a tankard down*": a verb of the body with its complement."""
+    forms = {**rules.forms["physical"], **rules.forms["expressive"]}
+    moves = forms.get(words[at]) == "s" and words[at].endswith("s")
+    return moves and (words[at + 1] in _OBJECTS or _is_adverb(words[at + 1]) or at + 2 < len(words))
 
 
 def _place(draft: Draft, start: int, end: int) -> _Place:
@@ -172,6 +182,7 @@ def _expressive(rules: GuardRules, head: list[str], mark: str, place: _Place, co
     return place.before or place.after or opens
 
 
+_ARTICLES = frozenset(["the", "a", "an"])
 _MANNERS = frozenset(["accent", "flourish", "nod", "shrug", "whisper", "bow", "frown", "twinkle"])
 _NOUNLY = "are is was were can could may or of from have has tend mean"
 _NOUN_FOLLOWS = frozenset(_NOUNLY.split())

@@ -87,6 +87,8 @@ def _role(draft: Draft, rules: GuardRules, token: _Token) -> str:
         return "shout"
     if not is_word(word):
         return "shout" if _coined(word) else "none"
+    if _NUMBERED.match(draft.text, token.end):
+        return "none"
     roman = _ROMAN.fullmatch(word.upper()) and word not in ("mix", "did")
     if roman or _heads_line(draft, token) or _on_screen(draft, rules, token):
         return "none"
@@ -100,6 +102,8 @@ def _role(draft: Draft, rules: GuardRules, token: _Token) -> str:
     return "label" if word in lists["labels"] else "shout"
 
 
+# "DAY 3", "PART II": what is counted is a label.
+_NUMBERED = re.compile(r"\s(?:#?\d+\b(?!\s?%)|[IVX]+\b(?!['\u2019]))(?! (?:times|more|of)\b)")
 _ASKS = frozenset(["what", "why", "how", "who", "when", "where"])
 
 
@@ -159,7 +163,8 @@ def _heads_line(draft: Draft, token: _Token) -> bool:
     right = draft.text[token.end : min(end, token.end + 60)]
     label = re.match(r"(?:\s+[A-Z0-9]+){0,4}\s*[\])]?(?:\*{1,3}|_{1,2})?:", right)
     if label and (not left or left.isupper()):
-        return True
+        phrase = set(re.findall(r"[a-z']+", f"{left} {token.word} {label[0]}".lower()))
+        return not phrase & {*_EXCITED_LINE, *_ASKS}
     if len(line) > 80 or "!" in line or line.upper() != line:
         return False
     words = set(re.findall(r"[a-z']+", line.lower()))

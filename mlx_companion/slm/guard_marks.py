@@ -18,6 +18,9 @@ _MARKS = re.compile(r"[!\uff01\u2757\u2755\u203c\ufe57]")
 _RUN = re.compile(r"[!?\uff01\uff1f\u203c\ufe57]+")
 _ODD_TOKEN = re.compile(r"[@#$%^&+=~\\|<>]")
 _FACTORIAL = re.compile(r"\s*(?:[=+\-*/^<>\u00d7\u00f7\u2248)\]]|(?:is|equals|means|ways|grows)\b)")
+_CHESS = re.compile(
+    r"(?<!\w)(?:[KQRBN][a-h1-8]?x?[a-h][1-8]|[a-h]x?[a-h]?[1-8]|O-O(?:-O)?)[+#]?!?$"
+)
 _ABOUT_MARK = frozenset(["the", "a", "operator", "symbol", "prefix", "an", "use", "using", "with"])
 
 
@@ -67,6 +70,8 @@ def _counts(draft: Draft, at: int) -> bool:
         return bool(joined) or (after in "-(" and before.isalpha() and _ends_word(draft, at, after))
     if not before or before.isspace():
         return _set_apart(draft, at, after)
+    if _CHESS.search(text, max(0, at - 10), at):
+        return False
     return not (_is_factorial(text, at) or _is_command(text, at))
 
 
@@ -101,7 +106,8 @@ def _is_factorial(text: str, at: int) -> bool:
     if word is None or not number:
         bracket = text[at - 1] in ")]" and _FACTORIAL.match(text, at + 1)
         return bool(bracket and text[at + 1 : at + 3].strip()[:1] in ("=", "/", "*"))
-    return not word[0].isdigit() or _FACTORIAL.match(text, at + 1) is not None
+    goes_on = re.match(r" [a-z]", text[at + 1 : at + 3])
+    return not word[0].isdigit() or bool(goes_on) or bool(_FACTORIAL.match(text, at + 1))
 
 
 def _is_command(text: str, at: int) -> bool:

@@ -105,7 +105,7 @@ def _is_spoken_to(draft: Draft, rules: GuardRules, kind: str, start: int, end: i
         return True
     if kind == "opening":
         following = (draft.words_after(end, 1) or [""])[0]
-        known = text[start:end].lower() in rules.first_names
+        known = _can_be_name(rules, text[start:end])
         talks = following in _TALKS and (known or following not in _ARTICLES)
         return text[end] == "!" or talks or (known and text[end + 1 : end + 3].strip().islower())
     # "Paris, France." and "apples, Pears, ..." are enumerations: a capital stands before the comma.
@@ -118,7 +118,7 @@ def _is_spoken_to(draft: Draft, rules: GuardRules, kind: str, start: int, end: i
     )
     if kind == "middle":
         after = (draft.words_after(end, 1) or [""])[0]
-        known = text[start:end].lower() in rules.first_names
+        known = _can_be_name(rules, text[start:end])
         related = bool(last) and last[-1].lower() in _RELATIVES
         talks = after in _TALKS and after not in _ARTICLES
         return not listed and not related and (talks or known)
@@ -129,7 +129,8 @@ def _guessed(draft: Draft, rules: GuardRules) -> list[tuple[int, int]]:
     spoken = [
         span
         for span in _vocatives(draft, rules)
-        if not is_word(draft.text[span[0] : span[1]]) or _greets(draft, span)
+        if not is_word(draft.text[span[0] : span[1]])
+        or _can_be_name(rules, draft.text[span[0] : span[1]])
     ]
     counts = Counter(draft.text[start:end] for start, end in spoken)
     if not counts:
@@ -140,10 +141,9 @@ def _guessed(draft: Draft, rules: GuardRules) -> list[tuple[int, int]]:
     return [span for span in spoken if draft.text[span[0] : span[1]] == name]
 
 
-def _greets(draft: Draft, span: tuple[int, int]) -> bool:
-    """Names that are words, too (Grace, Mark, Will), count where "Hi" or a comma speaks to them."""
-    word = draft.text[span[0] : span[1]].lower()
-    return word in _WORDY_NAMES
+def _can_be_name(rules: GuardRules, word: str) -> bool:
+    """Tell first names, those that are words as well (Grace, Mark, Will) included."""
+    return word.lower() in rules.first_names or word.lower() in _WORDY_NAMES
 
 
 _WORDY = """

@@ -21,6 +21,7 @@ from mlx_companion.slm.packs import Pack
 TONE_CHEERLEADER = "tone_cheerleader"
 # Emphasis and spaces say nothing about tone; neither do digits.
 _NOISE = re.compile(r"[*_~#>`]+|\s+")
+_CLOSING_MARKS = re.compile(r"[!.\uff01\u2026]+")
 _LONGEST = 300
 _STRONG = (
     r"(?:amazing|awesome|fantastic|incredible|wonderful|brilliant|phenomenal|spectacular|fabulous|"
@@ -42,8 +43,8 @@ _GUSHING = re.compile(
             r"^(?:(?:oh|wow|ah|ooh|yes|hey|well)[,! ]+)?(?:what|that's|that is|this is|it's|such)?"
             rf"(?: |^){_VERY}{_STRONG},? (?:and {_STRONG} )?{_OBJECT}\b",
             rf"\bwhat an? {_VERY}{_STRONG} \w+",
-            r"\byou(?:'ve| have)? (?:totally |absolutely |so )?got this(?=\s*(?:[!.,;\u2014]|$|and\b|"
-            r"champ|buddy|friend|my))",
+            r"\byou(?:'ve| have)? (?:totally |absolutely |so )?got this"
+            r"(?=\s*(?:[!.,;\u2014]|$|and\b|champ|buddy|friend|my))",
             r"\byou can do (?:this|it)(?=\s*(?:!|$)|, (?:i|we) )",
             r"\b(?:i|we) (?:totally |truly |really |fully |always )?believe in you\b",
             r"\bbelieve in yourself\b",
@@ -54,8 +55,8 @@ _GUSHING = re.compile(
             r"glad)\b",
             r"\b(?:i'm|i am) (?:thrilled|stoked|pumped|psyched|over the moon|in awe|blown away|"
             r"obsessed)\b",
-            r"\bi (?:just |absolutely |totally |really |truly )*(?:love|adore) (?:this|that|it|your|"
-            r"how you|the way you)\b(?=.{0,60}!|.{0,30}(?:energy|enthusiasm|attitude|idea|passion|"
+            r"\bi (?:just |absolutely |totally |really |truly )*(?:love|adore) "
+            r"(?:this|that|it|your|how you|the way you)\b(?=.{0,60}!|.{0,30}(?:energy|enthusiasm|attitude|idea|passion|"
             r"question|curiosity|for you|so much))",
             r"\b(?:absolutely|totally|just) (?:love|adore) (?:this|that|it|your|how)\b",
             r"\bkeep (?:up the (?:great|good|amazing|awesome|fantastic|excellent|incredible) work|"
@@ -70,14 +71,14 @@ _GUSHING = re.compile(
             r"\b(?:you|you've|you have) (?:totally |absolutely |really |just )?(?:nailed|crushed|"
             r"smashed|slayed|rocked|knocked) (?:it|this|that)\b(?! out of (?:the list|order))",
             r"\b(?:crush|smash|nail|slay|rock) (?:it|this)(?=\s*(?:!|together\b))",
-            r"\b(?:you're|you are) going to (?:absolutely |totally )?(?:crush|smash|nail|rock|slay|do "
-            r"(?:great|amazing))\b",
+            r"\b(?:you're|you are) going to (?:absolutely |totally )?"
+            r"(?:crush|smash|nail|rock|slay|do (?:great|amazing))\b",
             r"\b(?:the )?sky(?:'s| is) the limit\b",
             r"\b(?:how|so|super|this is so) exciting(?=\s*(?:!|$))",
             r"\bhow (?:amazing|wonderful|fantastic|incredible|awesome|exciting|thrilling|cool)"
             r"(?=\s*(?:[!.]|$|is (?:that|this)|of you))",
-            r"\b(?:i )?(?:just )?(?:can't|cannot|can not) wait to (?:see|hear|help|dive|get started|"
-            r"explore|share)\b",
+            r"\b(?:i )?(?:just )?(?:can't|cannot|can not) wait to "
+            r"(?:see|hear|help|dive|get started|explore|share)\b",
             r"\blet's (?:gooo*|do this|make (?:it|magic|some magic)|crush|rock|smash)\b(?=.{0,30}!|"
             r"\s*(?:together|$))",
             r"^(?:way to go|go you|go get 'em|woo+ ?hoo+|yay+|hooray|woot|bravo|amazing|awesome|"
@@ -140,13 +141,18 @@ class ToneHead:
 
     def probability(self, sentences: list[str]) -> np.ndarray:
         """Probability of cheering for each sentence, shape (N,)."""
-        rows = self.features.transform([tone_text(one) for one in sentences])
+        rows = self.features.transform([head_text(one) for one in sentences])
         return self.calibration(self.head.logits([rows])[:, 0])
 
 
 def tone_text(sentence: str) -> str:
     """A sentence as the head reads it: no emphasis, straight apostrophes, single spaces."""
     return _NOISE.sub(" ", sentence.replace("\u2019", "'")).strip()[:_LONGEST]
+
+
+def head_text(sentence: str) -> str:
+    """A sentence for the head: exclamation marks have a rule of their own and say nothing here."""
+    return _CLOSING_MARKS.sub(".", tone_text(sentence))
 
 
 @lru_cache(maxsize=512)

@@ -19,6 +19,11 @@ from mlx_companion.slm.guard_capitals import begins_sentence
 from mlx_companion.slm.guard_text import Draft, Finding, GuardRules, TopicRule
 
 PROHIBITED_PHRASE = "prohibited_phrase"
+# "After a mocha and a walk" is served; "a mocha wall" is painted.
+_SERVED = re.compile(r"\b(?:a|an|another|my|your) $", re.IGNORECASE)
+_NO_NOUN = re.compile(
+    r"\s*(?:[^\w\s]|$)| (?:and|or|with|for|to|in|at|on|before|after|from|is|first)\b"
+)
 _WORDS = re.compile(r"[a-z]+(?:['\u2019-][a-z]+)*")
 
 
@@ -126,5 +131,8 @@ def _keeps_company(draft: Draft, rule: TopicRule, term: str, start: int) -> bool
     if term not in rule.weak and term not in rule.doubtful:
         return not (capital and words & rule.products)
     inside = capital and not begins_sentence(draft, start) and term not in rule.proper
-    friends = term in rule.doubtful or (bool(words & rule.company) and not inside)
+    served = _SERVED.search(draft.text, max(0, start - 12), start) is not None
+    served = served and _NO_NOUN.match(draft.text, start + len(term)) is not None
+    near_it = bool(words & rule.company) or served
+    friends = term in rule.doubtful or (near_it and not inside)
     return friends and not words & rule.strangers

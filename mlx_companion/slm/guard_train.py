@@ -24,7 +24,7 @@ import yaml
 
 from mlx_companion.errors import DataError
 from mlx_companion.personality.words import sentences
-from mlx_companion.slm.guard_tone import tone_text
+from mlx_companion.slm.guard_tone import head_text
 from mlx_companion.slm.linear import fit_logistic, fit_platt, out_of_fold
 from mlx_companion.slm.ngrams import NGramConfig, NGrams
 from mlx_companion.slm.packs import Pack, packaged, save_pack
@@ -80,7 +80,7 @@ def train_guard(
     labels = np.concatenate([labels, np.zeros(len(calm), labels.dtype)])
     folds = np.concatenate([patterns, np.arange(len(calm))]) % _FOLDS
     weights = np.concatenate([np.ones(own), np.full(len(calm), own / 3 / max(1, len(calm)))])
-    rows = NGrams(_NGRAMS).transform([tone_text(text) for text in texts])
+    rows = NGrams(_NGRAMS).transform([head_text(text) for text in texts])
     logits = out_of_fold([rows], labels, folds, row_weights=weights, penalties=_PENALTY)[:, 0]
     calibration = fit_platt(logits, labels, weights)
     threshold, metrics = _threshold(calibration(logits), labels, weights)
@@ -169,8 +169,8 @@ What a reply must not hold, and one small head that hears cheerleading.
 
 **Data.** {count} sentences from patterns with slots in `slm/data/guard_training/tone.yaml`, written
 for this project (Apache-2.0, as the package), and {calm} ordinary sentences of the calm class:
-comments labelled neutral from GoEmotions (Demszky et al., 2020; Apache-2.0) and sentences of public-domain
-books (Standard Ebooks editions, CC0).
+comments labelled neutral from GoEmotions (Demszky et al., 2020; Apache-2.0) and sentences of
+public-domain books (Standard Ebooks editions, CC0).
 
 **Figures**, on patterns of sentences that were held out: precision {tone_precision}, recall
 {tone_recall}, accuracy {tone_accuracy} at the threshold in use. Seed {seed}.
