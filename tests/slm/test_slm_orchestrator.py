@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from slm_pauses import Pauses
 from slm_stand_ins import StandIn, answer, factory_of
 
 from mlx_companion.errors import DataError, SLMError
@@ -530,43 +531,6 @@ def test_status_shows_latencies_and_counts() -> None:
 
 
 # The event loop.
-
-
-class Pauses:
-    """How long the loop was held, in terms that a busy machine does not change.
-
-    A pause counts by what else went on in it: the milliseconds that a plain thread ticked (the
-    loop waited while others could run), or the CPU time that this process used (something kept
-    the interpreter). Of a process that simply was not scheduled neither goes on.
-    """
-
-    def __init__(self) -> None:
-        self.longest = 0.0
-        self._ticks = 0
-        self._stop = threading.Event()
-
-    async def during(self, work: Awaitable[Any]) -> float:
-        """The longest pause (seconds) of the loop while `work` runs."""
-        control = threading.Thread(target=self._tick)
-        control.start()
-        watching = asyncio.create_task(self._watch())
-        await asyncio.sleep(0.01)
-        await work
-        self._stop.set()
-        await watching
-        control.join()
-        return self.longest
-
-    def _tick(self) -> None:
-        while not self._stop.wait(0.001):
-            self._ticks += 1
-
-    async def _watch(self) -> None:
-        while not self._stop.is_set():
-            ticks, cpu = self._ticks, time.process_time()
-            await asyncio.sleep(0.001)
-            went_on = max((self._ticks - ticks) * 0.001, time.process_time() - cpu)
-            self.longest = max(self.longest, went_on)
 
 
 def _spin(item: Any) -> Any:
