@@ -56,7 +56,8 @@ _GUSHING = re.compile(
             r"\b(?:i'm|i am) (?:thrilled|stoked|pumped|psyched|over the moon|in awe|blown away|"
             r"obsessed)\b",
             r"\bi (?:just |absolutely |totally |really |truly )*(?:love|adore) "
-            r"(?:this|that|it|your|how you|the way you)\b(?=.{0,60}!|.{0,30}(?:energy|enthusiasm|attitude|idea|passion|"
+            r"(?:this|that|it|your|how you|the way you)\b(?=.{0,60}!|.{0,30}(?:energy|"
+            r"enthusiasm|attitude|idea|passion|"
             r"question|curiosity|for you|so much))",
             r"\b(?:absolutely|totally|just) (?:love|adore) (?:this|that|it|your|how)\b",
             r"\bkeep (?:up the (?:great|good|amazing|awesome|fantastic|excellent|incredible) work|"

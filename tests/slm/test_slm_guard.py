@@ -194,7 +194,7 @@ def test_threads_agree() -> None:
 _PIECES = st.sampled_from(
     ["*smiles* ", "*really* ", "_waves_ ", "AMAZING ", "SO ", "NASA ", "NOT ", "I ", "LOVE ", "it ",
      "IT ", "coffee ", "an espresso ", "tea or ", "brew a cup ", "Sam, ", ", Sam", "Hi Sam", "! ",
-     "!! ", "?! ", ". ", ", ", "\n", "\n\n", "- ", "# ", "> ", "`x != 1!` ", 
+     "!! ", "?! ", ". ", ", ", "\n", "\n\n", "- ", "# ", "> ", "`x != 1!` ",
      "```\nWOW! coffee\n```\n",
      "https://x.org/COFFEE! ", "3.50 ", "42 ", '"STOP!" ', "(", ") ", "*", "_", "\U0001f389", "n! ",
      "Oslo ", "great ", "we ", "is ", "~", "**", "\u2019", "|", "    "]
