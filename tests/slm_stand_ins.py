@@ -1,14 +1,17 @@
-"""Modules that answer, hang, raise or talk nonsense on demand, and a factory of them."""
+"""Modules that answer, hang, raise or talk nonsense on demand, and an orchestrator over them."""
 
 from __future__ import annotations
 
+import asyncio
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from mlx_companion.runtime.config import load_config
 from mlx_companion.slm.config import SLMConfig
 from mlx_companion.slm.factory import SLMFactory
 from mlx_companion.slm.module import MODULES, SLMModule
+from mlx_companion.slm.orchestrator import SLMOrchestrator
 from mlx_companion.slm.results import (
     ContextResult,
     DriftResult,
@@ -72,3 +75,40 @@ def factory_of(config: SLMConfig | None = None, **modules: StandIn) -> SLMFactor
     for name in MODULES:
         made.register_module(name, modules.get(name) or StandIn(name))
     return made
+
+
+def configured(**overrides: Any) -> SLMConfig:
+    """Settings by dotted key, with `__` for the dot."""
+    return load_config(SLMConfig, None, {k.replace("__", "."): v for k, v in overrides.items()})
+
+
+def play(
+    scene: Callable[[SLMOrchestrator], Awaitable[Any]],
+    config: SLMConfig | None = None,
+    factory: SLMFactory | None = None,
+    **modules: StandIn,
+) -> Any:
+    """Run a scene with an orchestrator over stand-ins."""
+
+    async def main() -> Any:
+        own = SLMOrchestrator(config, factory or factory_of(config, **modules))
+        try:
+            return await scene(own)
+        finally:
+            own.close()
+
+    return asyncio.run(main())
+
+
+def raising(error: BaseException) -> Callable[[Any], Any]:
+    """What makes a stand-in raise."""
+
+    def behave(item: Any) -> Any:
+        raise error
+
+    return behave
+
+
+async def hello(own: SLMOrchestrator) -> Any:
+    """A scene of one message."""
+    return await own.run_parallel("hello")
