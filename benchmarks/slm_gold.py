@@ -59,13 +59,19 @@ def research(batch: Batch) -> dict[str, Any]:
 
 
 def guard(batch: Batch) -> dict[str, Any]:
-    """The personality guard: which rules are broken, where, and what rewriting leaves."""
-    gold = rows("responses")
+    """The personality guard over both of its sets."""
+    second = _guard(batch, "responses_second")
+    return _guard(batch, "responses") | {f"second set, {what}": one for what, one in second.items()}
+
+
+def _guard(batch: Batch, name: str) -> dict[str, Any]:
+    """Which rules are broken, where, and what rewriting leaves."""
+    gold = rows(name)
     results = batch([_guard_input(row) for row in gold])
     figures: dict[str, Any] = {}
-    for name in (*ENUMERABLE, TONE):
-        there = [name in row["violations"] for row in gold]
-        figures[name] = binary(there, [name in result.violations_detected for result in results])
+    for rule in (*ENUMERABLE, TONE):
+        there = [rule in row["violations"] for row in gold]
+        figures[rule] = binary(there, [rule in result.violations_detected for result in results])
     rules = [_found(row["violations"], r.violations_detected) for row, r in _pairs(gold, results)]
     figures["enumerable rules"] = counts(rules)
     figures["places"] = counts([_places(row, result) for row, result in _pairs(gold, results)])

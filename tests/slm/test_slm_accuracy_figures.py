@@ -73,7 +73,8 @@ def research_oracle(items: Sequence[Any]) -> list[Any]:
 
 
 def guard_oracle(items: Sequence[Any]) -> list[Any]:
-    gold = {row["text"]: row for row in slm_gold.rows("responses")}
+    both = slm_gold.rows("responses") + slm_gold.rows("responses_second")
+    gold = {row["text"]: row for row in both}
     results = []
     for item in items:
         row = gold.get(item["text"], {"violations": [], "spans": []})
