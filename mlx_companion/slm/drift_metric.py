@@ -62,7 +62,10 @@ class StyleMetric:
             SLMError: arrays are missing or made for other features.
         """
         try:
-            parts = [np.float64(arrays[f"style.{n}"]) for n in ("center", "scale", "turn")]
+            parts = [
+                np.asarray(arrays[f"style.{name}"], dtype=np.float64)
+                for name in ("center", "scale", "turn")
+            ]
         except KeyError as error:
             raise SLMError(f"the pack lacks the array {error}; restore it or train again") from None
         if any(len(part) != features for part in parts):

@@ -31,7 +31,7 @@ from mlx_companion.slm.drift_train_style import (
     read_replies,
     train_style,
 )
-from mlx_companion.slm.linear import Calibration, fit_logistic, fit_platt, out_of_fold
+from mlx_companion.slm.linear import Calibration, Storage, fit_logistic, fit_platt, out_of_fold
 from mlx_companion.slm.ngrams import NGrams
 from mlx_companion.slm.packs import Pack, save_pack
 
@@ -227,7 +227,7 @@ def _train_head(
     settings: dict[str, Any] = {}
     metrics: dict[str, Any] = {"rows": len(rows.texts)}
     for kind, (blocks, penalties) in kinds.items():
-        options = {
+        options: dict[str, Any] = {
             "penalties": penalties,
             "row_weights": rows.weights,
             "classes": 2,
@@ -236,8 +236,8 @@ def _train_head(
         unseen = out_of_fold(blocks, rows.labels, rows.lines % _FOLDS, **options)[:, 0]
         calibration = fit_platt(unseen, rows.labels, rows.weights)
         head = fit_logistic(blocks, rows.labels, **options)
-        storage = ["int8", "float16"][: len(blocks)]
-        arrays |= head.to_arrays(f"{name}.{kind}", storage)
+        storage: list[Storage] = ["int8", "float16"]
+        arrays |= head.to_arrays(f"{name}.{kind}", storage[: len(blocks)])
         settings[kind] = [calibration.slope, calibration.offset]
         metrics[kind] = _measured(calibration, unseen, rows)
     # Messages are single and worth a forward pass; of many replies only the suspicious are.

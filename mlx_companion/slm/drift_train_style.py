@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from mlx_companion.errors import DataError
+from mlx_companion.errors import ConfigError, DataError
 from mlx_companion.personality.words import sentences
 from mlx_companion.slm.drift_metric import StyleJudge, StyleMetric, evidence, fit_metric
 from mlx_companion.slm.drift_statistics import TwoSample, permutation_test
@@ -29,6 +29,8 @@ from mlx_companion.slm.drift_voices import Voice, random_voice
 from mlx_companion.slm.linear import fit_logistic
 
 _SIZES = (5, 8, 12, 24, 48)
+# Comparisons of each kind from which a threshold is set.
+_FEWEST = 15
 # Characters of a passage of prose.
 _SHORTEST, _LONGEST = 60, 1500
 
@@ -115,7 +117,7 @@ def read_prose(data: str | Path, passages: int = 120, parts: int = 6) -> list[Sp
     return found
 
 
-def train_style(config: StyleTraining, prose: Sequence[tuple[str, str, str]] = ()) -> TrainedStyle:
+def train_style(config: StyleTraining, prose: Sequence[SpokenReply] = ()) -> TrainedStyle:
     """Learn space and thresholds.
 
     Args:
@@ -176,7 +178,12 @@ def _fit_judge(
             _compare(same[size], places, cells[one], cells[one], size, rng)
             if one != two:
                 _compare(other[size], places, cells[one], cells[two], size, rng)
-    sizes = [size for size in _SIZES if len(same[size]) >= 20 and len(other[size]) >= 20]
+    sizes = [size for size in _SIZES if min(len(same[size]), len(other[size])) >= _FEWEST]
+    if not sizes:
+        raise ConfigError(
+            f"{config.voices} voices with {config.replies} replies give too few comparisons; "
+            "raise style.voices, style.replies or style.pairs"
+        )
     rows = [(evidence(f), label) for size in sizes for f, label in _labelled(same, other, size)]
     weights = _weights(np.array([row for row, _ in rows]), np.array([label for _, label in rows]))
     judge = StyleJudge(weights, (1.0,), (0.0,))

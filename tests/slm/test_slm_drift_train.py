@@ -1,0 +1,70 @@
+"""Training of the drift monitor's pack, small: it is repeatable, and what it writes works."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mlx_companion.errors import ConfigError, DataError
+from mlx_companion.slm import drift_train
+from mlx_companion.slm.drift import DriftMonitor
+from mlx_companion.slm.drift_train import DriftTraining, head_rows, train_drift
+from mlx_companion.slm.drift_train_style import StyleTraining, read_replies, train_style
+
+SMALL = DriftTraining(
+    readings=1,
+    every_reply=60,
+    style=StyleTraining(voices=12, replies=24, pairs=30, dimensions=4),
+)
+
+
+class _Backbone:
+    identity = "lengths"
+
+    def features(self, texts: Sequence[str]) -> np.ndarray:
+        return np.array([[len(text), text.count("you")] for text in texts], dtype=np.float32)
+
+
+def test_a_small_pack_works_and_is_repeatable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drift_train, "_STEPS", 20)
+    monkeypatch.setattr(drift_train, "_FOLDS", 2)
+    pack = train_drift(tmp_path / "a", SMALL, backbone=_Backbone())  # type: ignore[arg-type]
+    again = train_style(SMALL.style)
+    assert again.judge.to_settings() == pack.settings["style"]
+    assert (again.metric.to_arrays()["style.turn"] == pack.arrays["style.turn"]).all()
+    assert pack.metrics["user"]["full"]["accuracy_on_unseen_lines"] > 0.6
+    assert "GoEmotions" in (tmp_path / "a" / "README.md").read_text("utf-8")
+    monitor = DriftMonitor(pack=pack, backbone=False)
+    assert monitor.process({"text": "You're my only friend in this world."}).user_attachment > 0.4
+
+
+def test_variants_of_a_line_share_a_fold_and_labels_weigh_the_same() -> None:
+    rows = head_rows("user", DriftTraining(readings=3, every_reply=60), ["a comment"] * 9)
+    assert len(rows.texts) == len(rows.labels) == len(rows.lines) == len(rows.weights)
+    assert rows.written == len(rows.texts) - 9
+    for line in np.unique(rows.lines[: rows.written]):
+        assert len(set(rows.labels[rows.lines == line])) == 1
+    first = slice(0, rows.written)
+    sums = [rows.weights[first][rows.labels[first] == label].sum() for label in (0, 1)]
+    assert sums[0] == pytest.approx(sums[1])
+
+
+def test_replies_of_the_package_have_voices_and_topics() -> None:
+    replies = read_replies()
+    assert len(replies) > 500
+    assert len({one.voice for one in replies}) >= 8
+    assert len({one.topic for one in replies}) == 12
+
+
+def test_wrong_settings_and_data_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="readings"):
+        DriftTraining(readings=0)
+    with pytest.raises(ConfigError, match="too few comparisons"):
+        train_style(StyleTraining(voices=2, replies=4, pairs=2))
+    with pytest.raises(DataError, match="goemotions"):
+        train_drift(tmp_path / "x", SMALL, backbone=_Backbone(), data=tmp_path)  # type: ignore[arg-type]
