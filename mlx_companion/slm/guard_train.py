@@ -1,9 +1,10 @@
 """Trains the tone head of the personality guard and writes its pack.
 
-The sentences are those of `data/guard_training/tone.yaml`, with their slots filled; variants of
-one pattern share a fold, so that the figures are for patterns that were not seen. The threshold is
-the lowest one at which held-out precision is at least `PRECISION`. Ordinary sentences from
-elsewhere can join the calm ones, so that what is merely unknown is not taken for cheer::
+The sentences are those of `data/guard_training/tone.yaml`, with their slots filled, and those of
+`data/written/tone.txt`; variants of one pattern and neighbours of the second file share a fold, so
+that the figures are for sentences unlike those that were seen. The threshold is
+the lowest one at which held-out precision is at least `PRECISION`, and of ordinary sentences at most
+`FALSE_ALARMS` are taken for cheer. Those come from elsewhere and join the calm ones::
 
     pack = train_guard("out/personality_guard", calm=sentences)
 """
@@ -28,8 +29,12 @@ from mlx_companion.slm.guard_tone import head_text
 from mlx_companion.slm.linear import fit_logistic, fit_platt, out_of_fold
 from mlx_companion.slm.ngrams import NGramConfig, NGrams
 from mlx_companion.slm.packs import Pack, packaged, save_pack
+from mlx_companion.slm.written import written
 
-PRECISION = 0.97
+PRECISION = 0.94
+FALSE_ALARMS = 0.008
+# Sentences written one by one are of more kinds than those from patterns.
+_WRITTEN_WEIGHT = 3.0
 _NGRAMS = NGramConfig(char=(2, 5), words=(1, 3), char_columns=1 << 15, word_columns=1 << 14)
 _PER_PATTERN = 8
 _FOLDS = 8
@@ -51,6 +56,11 @@ def tone_sentences(seed: int = 7) -> tuple[list[str], np.ndarray, np.ndarray]:
             texts += sorted(filled)
             labels += [label] * len(filled)
             patterns += [number] * len(filled)
+    first = max(patterns) + 1
+    for one in written("tone"):
+        texts.append(one.text)
+        labels.append(int(one.label))
+        patterns.append(first + one.pair)
     return texts, np.array(labels), np.array(patterns)
 
 
@@ -75,15 +85,16 @@ def train_guard(
         The pack, with its held-out figures in `metrics`.
     """
     texts, labels, patterns = tone_sentences(seed)
-    own = len(texts)
+    own, lone = len(texts), len(written("tone"))
     texts += calm
     labels = np.concatenate([labels, np.zeros(len(calm), labels.dtype)])
     folds = np.concatenate([patterns, np.arange(len(calm))]) % _FOLDS
-    weights = np.concatenate([np.ones(own), np.full(len(calm), own / 3 / max(1, len(calm)))])
+    each = own / 3 / max(1, len(calm))
+    weights = np.repeat([1.0, _WRITTEN_WEIGHT, each], [own - lone, lone, len(calm)])
     rows = NGrams(_NGRAMS).transform([head_text(text) for text in texts])
     logits = out_of_fold([rows], labels, folds, row_weights=weights, penalties=_PENALTY)[:, 0]
     calibration = fit_platt(logits, labels, weights)
-    threshold, metrics = _threshold(calibration(logits), labels, weights)
+    threshold, metrics = _threshold(calibration(logits), labels, weights, own)
     head = fit_logistic([rows], labels, row_weights=weights, penalties=_PENALTY)
     settings = {
         "tone": {
@@ -102,7 +113,7 @@ def train_guard(
         settings=settings,
         rules=rules,
         metrics={**metrics, "sentences": own, "calm_sentences": len(calm), "seed": seed},
-        card=_card(metrics, own, len(calm), seed),
+        card=_CARD.format(count=own, calm=len(calm), seed=seed, version=version, **metrics),
     )
 
 
@@ -133,12 +144,14 @@ def calm_sentences(data: str | Path, count: int = 3000, seed: int = 7) -> list[s
 
 
 def _threshold(
-    chances: np.ndarray, labels: np.ndarray, weights: np.ndarray
+    chances: np.ndarray, labels: np.ndarray, weights: np.ndarray, own: int
 ) -> tuple[float, dict[str, Any]]:
     best = 0.99
     for threshold in np.arange(0.5, 0.99, 0.01):
         fired = chances >= threshold
-        if fired.any() and np.average(labels[fired], weights=weights[fired]) >= PRECISION:
+        if not fired.any() or (len(chances) > own and fired[own:].mean() > FALSE_ALARMS):
+            continue
+        if np.average(labels[fired], weights=weights[fired]) >= PRECISION:
             best = float(round(threshold, 2))
             break
     fired = chances >= best
@@ -146,6 +159,7 @@ def _threshold(
         "tone_precision": _share(labels[fired], weights[fired]),
         "tone_recall": _share(fired[labels == 1], weights[labels == 1]),
         "tone_accuracy": _share(fired == labels, weights),
+        "tone_false_alarms": round(float(fired[own:].mean()), 4) if len(fired) > own else 0.0,
     }
 
 
@@ -153,11 +167,7 @@ def _share(hits: np.ndarray, weights: np.ndarray) -> float:
     return round(float(np.average(hits, weights=weights)), 4)
 
 
-def _card(metrics: dict[str, Any], count: int, calm: int, seed: int) -> str:
-    return _CARD.format(count=count, calm=calm, seed=seed, **metrics)
-
-
-_CARD = """# Personality guard, version 1
+_CARD = """# Personality guard, version {version}
 
 What a reply must not hold, and one small head that hears cheerleading.
 
@@ -167,13 +177,15 @@ What a reply must not hold, and one small head that hears cheerleading.
   (int8), with its calibration and threshold in `settings.json`. It judges tone where no set phrase
   does.
 
-**Data.** {count} sentences from patterns with slots in `slm/data/guard_training/tone.yaml`, written
-for this project (Apache-2.0, as the package), and {calm} ordinary sentences of the calm class:
+**Data.** {count} sentences written for this project (Apache-2.0, as the package): 800 one by one in
+`slm/data/written/tone.txt`, the rest from patterns with slots in
+`slm/data/guard_training/tone.yaml`; and {calm} ordinary sentences of the calm class:
 comments labelled neutral from GoEmotions (Demszky et al., 2020; Apache-2.0) and sentences of
 public-domain books (Standard Ebooks editions, CC0).
 
-**Figures**, on patterns of sentences that were held out: precision {tone_precision}, recall
-{tone_recall}, accuracy {tone_accuracy} at the threshold in use. Seed {seed}.
+**Figures**, on sentences and patterns that were held out: precision {tone_precision}, recall
+{tone_recall}, accuracy {tone_accuracy} at the threshold in use; {tone_false_alarms} of the ordinary
+sentences are taken for cheer. Seed {seed}.
 
 **Made with** `mlx_companion.slm.guard_train.train_guard`; the same seed gives the same weights.
 
