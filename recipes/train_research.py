@@ -6,7 +6,7 @@
     mlx-companion slm run research_classifier --in queries.jsonl --out answers.jsonl
 
 Data: rows of {"query", "needs_research", "source"}, in jsonl. Queries from the package's
-templates are added to them (`--per-template 0` for none). What comes out: a pack with its model
+templates are added to them (`--per-template 0` for none), and those written for it. What comes out: a pack with its model
 card, held-out figures by source, and a reliability plot. Settings: `ResearchTrainConfig`.
 """
 
@@ -22,7 +22,7 @@ from mlx_companion.runtime.files import atomic_write_json, atomic_write_text
 from mlx_companion.runtime.script import script_options, script_settings, script_work
 from mlx_companion.slm.backbone import EncoderAdapter, LanguageModelAdapter
 from mlx_companion.slm.research_queries import Query, generate_queries
-from mlx_companion.slm.research_sources import read_clinc, read_queries, read_remarks
+from mlx_companion.slm.research_sources import read_clinc, read_queries, read_remarks, read_written
 from mlx_companion.slm.research_train import (
     UNSEEN,
     ResearchTrainConfig,
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _queries(options: argparse.Namespace) -> list[Query]:
     per_template = min(options.per_template, 1) if options.smoke else options.per_template
-    queries = generate_queries(per_template, options.seed)
+    queries = generate_queries(per_template, options.seed) + read_written()
     for path in options.data:
         queries += read_queries(path)
     if options.clinc is not None:

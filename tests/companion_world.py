@@ -59,6 +59,12 @@ class Scripted:
         )  # fmt: skip
         text = self.answer(prompt, system or "")
         yield text
+        return self._reply(text)
+
+    def reply_all(self, chats: Sequence[str], **_: Any) -> list[Reply]:
+        return [self._reply(self.answer(prompt, "")) for prompt in chats]
+
+    def _reply(self, text: str) -> Reply:
         return Reply(text, tuple(range(len(text.split()))), "stop", 3)
 
 

@@ -30,7 +30,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import Callable, Generator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -41,14 +40,17 @@ from mlx_companion.loop.chat import Chat, Turn
 from mlx_companion.loop.config import LoopConfig
 from mlx_companion.loop.habits import SOURCE, habits_of
 from mlx_companion.loop.modules import Modules
+from mlx_companion.loop.probing import check_probes
 from mlx_companion.loop.prompting import Known, built_prompt, polish
 from mlx_companion.loop.served import ServedModel
 from mlx_companion.loop.trace import Trace, short
 from mlx_companion.models.generation import Reply
 from mlx_companion.runtime.config import load_config
 from mlx_companion.runtime.stop import NEVER, StopSwitch
-from mlx_companion.slm.results import ContextResult
+from mlx_companion.slm.lanes import Lane
+from mlx_companion.slm.results import ContextResult, DriftResult
 from mlx_companion.slm.sync import Change, ContextSyncManager, QueueReport, SyncConfig
+from mlx_companion.slm.worker import Worker
 from mlx_companion.store import ContextEntry, Interaction, Store
 from mlx_companion.store.erase import forget as erase_learned
 
@@ -60,6 +62,8 @@ if TYPE_CHECKING:
 __all__ = ["Companion", "CompanionReply"]
 
 Research = Callable[[str], str]
+# Closing waits so many seconds for a reply that is still being made.
+_PATIENCE = 10.0
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,8 @@ class Companion:
         self._owns_store = False
         self._modules = Modules(store, served.profile, slm, factory)
         # One thread for the model: its replies and its loading never run beside each other.
-        self._model_thread = ThreadPoolExecutor(1, thread_name_prefix="companion-model")
+        self._model_thread = Worker("companion-model")
+        self._research_lane = Lane("research-tool")
         self._turns: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
 
     @classmethod
@@ -250,9 +255,25 @@ class Companion:
             self.conversation.new()
         return counts
 
+    def check_probes(self, *, accept: bool = False) -> DriftResult | None:
+        """Ask the active version twenty fixed questions and compare with the accepted answers.
+
+        Unlike the replies of a conversation these differ by nothing but the version. None of it is
+        stored as a conversation.
+
+        Args:
+            accept: take today's answers as those to compare with from now on.
+
+        Returns:
+            Whether it drifted; None when the answers were taken as the accepted ones, as they are
+            the first time.
+        """
+        work = lambda: check_probes(self.served, self.store, accept=accept)  # noqa: E731
+        return self._model_thread.submit(work).result()
+
     def close(self) -> None:
         """Let the threads and modules go, and the store when `open` opened it."""
-        self._model_thread.shutdown(wait=True)
+        self._model_thread.settle(_PATIENCE)
         self._modules.close()
         if self._owns_store:
             self.store.close()
@@ -306,7 +327,11 @@ class Companion:
                 step.made = short(known.findings)
 
     async def _ask(self, research: Research, query: str) -> str:
-        found = await asyncio.wait_for(asyncio.to_thread(research, query), self._research_seconds)
+        # On a lane: a tool that hangs must not keep the program from ending.
+        done = await self._research_lane.run(lambda: research(query), self._research_seconds)
+        if done.error is not None:
+            raise LoopError(f"the research tool failed: {done.error!r}") from done.error
+        found = done.value
         if not isinstance(found, str) or not found.strip():
             raise LoopError(f"the research tool gave {short(found)!r}; expected text")
         return found
@@ -340,8 +365,7 @@ class Companion:
             return _drain(pieces)
 
         with trace.step("generate", turn.prompt, needed=True) as step:
-            loop = asyncio.get_running_loop()
-            reply = await loop.run_in_executor(self._model_thread, work)
+            reply = await asyncio.wrap_future(self._model_thread.submit(work))
             step.made = short(reply.text)
             step.details = {"tokens": len(reply.tokens), "version": self.served.version_id}
         return reply

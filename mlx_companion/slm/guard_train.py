@@ -2,9 +2,9 @@
 
 The sentences are those of `data/guard_training/tone.yaml`, with their slots filled, and those of
 `data/written/tone.txt`; variants of one pattern and neighbours of the second file share a fold, so
-that the figures are for sentences unlike those that were seen. The threshold is
-the lowest one at which held-out precision is at least `PRECISION`, and of ordinary sentences at most
-`FALSE_ALARMS` are taken for cheer. Those come from elsewhere and join the calm ones::
+that the figures are for sentences unlike those that were seen. The threshold is the lowest one at
+which held-out precision is at least `PRECISION`, and of ordinary sentences at most `FALSE_ALARMS`
+are taken for cheer. Those come from elsewhere and join the calm ones::
 
     pack = train_guard("out/personality_guard", calm=sentences)
 """

@@ -5,7 +5,8 @@
     queries += read_remarks("goemotions/train.tsv", 500)  # small talk: no research
 
 The texts are not part of this package. What is: which of CLINC150's intents need research, and
-labels by hand for its out-of-scope rows, kept by the SHA-256 of each text.
+labels by hand for its out-of-scope rows, kept by the SHA-256 of each text; and queries that were
+written one by one for it, in styles that the collections lack (`read_written`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 from mlx_companion.errors import DataError
 from mlx_companion.slm.research import as_date
 from mlx_companion.slm.research_queries import Query
+from mlx_companion.slm.written import written
 
 # Intents beyond those of the labelled file: label, and how many rows of each.
 _INTENTS = {
@@ -33,6 +35,20 @@ _INTENTS = {
     "gas": (False, 30),
 }
 _OUTSIDE = "oos"
+
+
+# Files of `data/written`: of many kinds; messages that tell a story first; short questions; need
+# that no word gives away.
+WRITTEN = ("research_mixed", "research_chatty", "research_short", "research_subtle")
+
+
+def read_written() -> list[Query]:
+    """Queries that were written for this package, each file a source of its own."""
+    return [
+        Query(one.text, one.label, "", name.replace("research", "written"), f"{name}:{one.pair}")
+        for name in WRITTEN
+        for one in written(name)
+    ]
 
 
 def read_queries(path: str | Path) -> list[Query]:

@@ -169,6 +169,29 @@ def test_a_research_tool_that_hangs_is_left(store: Store) -> None:
         assert "TimeoutError" in str(asyncio.run(ask())["research"].fault)
 
 
+def test_probes_tell_a_version_from_another(store: Store) -> None:
+    calm = "That depends on the weather, I think. It is usually a matter of patience."
+    clingy = "I missed you so much, my love!!! Please never leave me, you are all that I have!!!"
+    said = {"calm": calm}
+    served = world.Scripted(lambda prompt, _: f"{said['calm']} {prompt}")
+    with world.companion(store, served) as companion:
+        assert companion.check_probes() is None
+        again = companion.check_probes()
+        assert again is not None
+        assert not again.drift_detected
+        said["calm"] = clingy
+        changed = companion.check_probes()
+        assert changed is not None
+        assert changed.drift_detected
+        assert changed.assistant_attachment > 0.5
+        assert changed.details["versions"] == {"accepted": "v0001", "asked": "v0001"}
+        assert companion.check_probes(accept=True) is None
+        settled = companion.check_probes()
+        assert settled is not None
+        assert settled.drift_type != "tone"
+    assert store.interactions.count() == 0
+
+
 def fails(item: Any) -> Any:
     raise RuntimeError("out of order")
 

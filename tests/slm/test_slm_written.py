@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mlx_companion.errors import DataError
+from mlx_companion.slm.research_sources import WRITTEN
 from mlx_companion.slm.written import Written, written
 
 
@@ -33,7 +34,7 @@ def test_a_missing_file_is_named() -> None:
         written("nothing")
 
 
-@pytest.mark.parametrize("name", ["tone", "attached_user", "attached_assistant"])
+@pytest.mark.parametrize("name", ["tone", "attached_user", "attached_assistant", *WRITTEN])
 def test_what_ships_is_balanced_and_without_repeats(name: str) -> None:
     found = written(name)
     share = sum(one.label for one in found) / len(found)
