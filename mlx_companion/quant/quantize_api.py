@@ -127,6 +127,7 @@ def quantize(
     window: int = 256,
     calibration_tokens: int = 8192,
     distil_tokens: int | None = None,
+    distil_rate: float = Run.distil_rate,
     evaluation_tokens: int = 4096,
     switch: StopSwitch = NEVER,
 ) -> Quantized:
@@ -150,6 +151,8 @@ def quantize(
         calibration_tokens: the most that are used.
         distil_tokens: the most that scales are trained on, 0 for no training; by default as many
             as `calibration_tokens`.
+        distil_rate: learning rate of scales and biases, relative to their size. Small models take
+            more (the few layers of a test 2e-3); much too much is noticed and not taken.
         evaluation_tokens: the most that are measured on.
         switch: consulted often; nothing is written here.
 
@@ -161,6 +164,8 @@ def quantize(
     """
     wanted = parse_level(level, group_size)
     _check_method(method, wanted, sensitivity)
+    if not distil_rate > 0:
+        raise ConfigError(f"distil_rate is {distil_rate!r}; expected a positive number")
     amounts = Amounts(window, calibration_tokens, distil_tokens, evaluation_tokens)
     clock = time.monotonic(), time.process_time()
     subject = subject_of(model)
@@ -175,6 +180,7 @@ def quantize(
         switch=switch,
         sensitivity=sensitivity,
         dtype=number_type(model),
+        distil_rate=distil_rate,
     )
     outcome = run_recipes(run)
     _settle(outcome.model, run)

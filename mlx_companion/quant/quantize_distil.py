@@ -89,7 +89,7 @@ def distilled(
     base: nn.Module,
     windows: mx.array,
     *,
-    learning_rate: float = 2e-3,
+    learning_rate: float,
     rows: int = 2,
     seed: int = 0,
     dtype: mx.Dtype = mx.float16,

@@ -68,6 +68,7 @@ class Run:
     switch: StopSwitch
     sensitivity: str = "measured"
     dtype: mx.Dtype = mx.float16
+    distil_rate: float = 3e-5
 
     def steps(self, stage: str, total: int) -> Callable[[str], None]:
         """Something to call at each step of a stage."""
@@ -192,6 +193,7 @@ def _trained(run: Run, grids: Mapping[str, Grid], model: nn.Module) -> dict[str,
         grids,
         plain_twin(model, mx.float32),
         windows,
+        learning_rate=run.distil_rate,
         seed=run.seed,
         dtype=run.dtype,
         switch=run.switch,

@@ -175,7 +175,7 @@ def test_a_byte_model_and_its_hash_table(tmp_path: Path) -> None:
 def test_a_flat_byte_model_learns_its_scales(tmp_path: Path) -> None:
     mx.random.seed(0)
     model = blt.ByteLM(ByteLMConfig(BlockConfig(64, 1, 2, 64)))
-    found = quantize(model, "q2", distil_tokens=512, **SHORT).report
+    found = quantize(model, "q2", distil_tokens=512, distil_rate=2e-3, **SHORT).report
     assert found.recipe == "feedback+dwq"
     with pytest.raises(ConfigError, match="language models"):
         quantize(model, "q4", method="gptq", **SHORT)
@@ -222,6 +222,7 @@ def test_an_encoder_whose_packing_is_damaged_is_an_error(tmp_path: Path) -> None
         ({"level": "mxfp4", "method": "gptq"}, "no mxfp4"),
         ({"window": 1}, "positive"),
         ({"distil_tokens": -1}, "positive"),
+        ({"distil_rate": 0.0}, "positive"),
         ({"group_size": 48}, "32, 64 or 128"),
     ],
 )

@@ -129,7 +129,7 @@ def test_dwq_of_mlx_lm_trains_what_is_not_packed_and_here_nothing_else_moves(
     )
     assert np.abs(np.array(theirs.model.norm.weight.astype(mx.float32)) - before).max() > 1e-4
     assert theirs.model.layers[0].mlp.up_proj.scales.dtype == mx.bfloat16
-    ours = quantize(lm, "q3", method="dwq", calibration=TEXTS, window=64)
+    ours = quantize(lm, "q3", method="dwq", calibration=TEXTS, window=64, distil_rate=2e-3)
     kept = dict(tree_flatten(lm.model.parameters()))
     for name, value in tree_flatten(ours.model.parameters()):
         if "norm" in name:
@@ -160,7 +160,7 @@ def test_sensitivities_of_mlx_lm_need_widths_that_groups_divide(lm: LanguageMode
 def test_the_best_recipe_beats_each_of_mlx_lms(lm: LanguageModel) -> None:
     found = {
         method: quantize(
-            lm, "q3", method=method, calibration=TEXTS * 2, window=64
+            lm, "q3", method=method, calibration=TEXTS * 2, window=64, distil_rate=2e-3
         ).report.divergence
         for method in ("rtn", "awq", "gptq", "auto")
     }
