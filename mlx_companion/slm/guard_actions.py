@@ -2,8 +2,9 @@
 
 What stands between the marks decides together with where it stands. "The function *returns* early"
 is emphasis: the sentence goes through it. "*sighs* That is a long story." is an action: the
-sentence does without it. So a verb of expression counts nearly everywhere, any other verb only
-where the piece stands alone, between ends of sentences or lines.
+sentence does without it. So a verb of expression counts nearly everywhere, anything else that
+reads like a stage direction (`guard_stage`) only in a place of its own, between ends of sentences
+or lines.
 """
 
 from __future__ import annotations
@@ -12,25 +13,29 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mlx_companion.personality.lexicon import is_word
+from mlx_companion.slm.guard_stage import Stage
 from mlx_companion.slm.guard_text import NOT_OWN, Draft, Finding, GuardRules
 
 ASTERISK_ACTION = "asterisk_action"
 _MARKED = re.compile(
-    r"(?<![\w*\\])(\*{1,3})(?![\s*])([^*\n]{1,400})(?<![\s\\])\1(?![\w*])"
+    r"(?<![*\\])(\*{1,3})(?![\s*])([^*\n]{1,400})(?<![\s\\])\1(?!\*)"
     r"|(?<![\w\\])(_{1,2})(?![\s_])([^_\n]{1,400})(?<!\s)\3(?!\w)"
     r"|(?<![\w~])(~)(?![\s~])([^~\n]{1,80})(?<!\s)~(?![\w~])"
     r"|(?<![\w*\\])(\* )(?=[a-z])([^*\n]{3,60}) \*(?![\w*])"
-    r"|(?<![\w\]])([(\[])([^()\[\]\n]{2,60})[)\]](?!\()"
+    r"|(?<![\w\]])([(\[])([^()\[\]\n]{2,90})[)\]](?!\()"
+    r"|(\\\*)(?!\s)([^*\n\\]{2,200})\\\*"
 )
+_KINDS = range(1, 12, 2)
+# Opened and never closed, on a line of its own or at the end of one.
+_UNCLOSED = re.compile(r"(?:(?<=\n)|(?<=[.!?,] )|\A)\*(?=[a-z])([^*\n]{3,60})(?=\n|\Z)")
 _WORD = re.compile(r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*")
 _CLOSES = '.!?,;:\u2026\u2014\u2013"\u201d)]*~-'
-_SUBJECTS = frozenset(["i", "he", "she", "they", "we", "it", "and", "then", "also", "just"])
-_SMALL = frozenset(
-    ["a", "an", "and", "as", "at", "but", "by", "for", "from", "in", "of", "on", "or", "the", "to"]
-)
+_SMALL_WORDS = """
+    a an and as at but by for from in into of off on or out over the to up with without
+"""
+_SMALL = frozenset(_SMALL_WORDS.split())
 _HEARD = (
-    "hm hmm hmmm well oh ah um okay yes no ok aw so hey look right sure now yeah ooh mm ha haha"
+    "hm hmm hmmm well oh ah um okay yes no ok aw so hey look right sure now yeah ooh mm ha haha see"
 )
 _INTERJECTIONS = frozenset(_HEARD.split())
 _ABOUT_WORDS = re.compile(
@@ -38,14 +43,9 @@ _ABOUT_WORDS = re.compile(
     r"emphasis|italics?|translates?|pronounced|conjugat\w+|markdown)\b",
     re.IGNORECASE,
 )
-_AFTER_VERB = """
-    a an the my your his her their our its up down over back forward forwards backward away out
-    off around about at into in on onto to toward towards with through from for by some another
-    closer nearer tea water glasses head hat tail ears hands arms one both two along beside
-    dramatically and against across behind under closer near high low still fist fingers knuckles
-    chair desk book notes page cards paws wings you me him them us
-"""
-_OBJECTS = frozenset(_AFTER_VERB.split())
+_OWNERS = frozenset(["the", "a", "an", "my", "your", "his", "her", "our", "their", "this", "that"])
+_NOUNLY = "are is was were can could may or of from have has tend mean and"
+_NOUN_FOLLOWS = frozenset(_NOUNLY.split())
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,8 @@ class _Place:
 
     before: bool
     after: bool
-    alone: bool
+    listed: bool
+    glued: bool
     previous: str
     following: str
 
@@ -70,7 +71,7 @@ def find_actions(draft: Draft, rules: GuardRules) -> list[Finding]:
     for start, end, mark, content in _pieces(draft):
         if _is_action(draft, rules, start, end, mark, content):
             found.append(Finding(ASTERISK_ACTION, start, end))
-    return found
+    return [*found, *_unclosed(draft, rules)]
 
 
 def _pieces(draft: Draft) -> Iterator[tuple[int, int, str, str]]:
@@ -78,64 +79,102 @@ def _pieces(draft: Draft) -> Iterator[tuple[int, int, str, str]]:
     if not any(mark in text for mark in "*_~(["):
         return
     while found := _MARKED.search(text, at):
-        mark = next(found[index] for index in (1, 3, 5, 7, 9) if found[index])
-        content = next(found[index] for index in (2, 4, 6, 8, 10) if found[index])
+        mark = next(found[index] for index in _KINDS if found[index])
+        content = next(found[index + 1] for index in _KINDS if found[index])
         blocked = draft.markup.touches(found.start(), found.start() + 1, NOT_OWN)
-        if not blocked and content[0] not in ".,;":
-            yield found.start(), found.end(), mark, content
+        inner = content.lstrip(".\u2026 ")
+        if not blocked and inner and inner[0] not in ",;":
+            yield found.start(), found.end(), mark.lstrip("\\"), inner
         # A star that opens nothing may be the end of nothing, too: go on right after it, so that
         # an odd star in front does not turn the following pairs inside out.
         skip = found.end() if content[0].isalpha() else found.start() + len(mark)
         at = max(skip, found.start() + 1)
 
 
+def _unclosed(draft: Draft, rules: GuardRules) -> Iterator[Finding]:
+    """ "*smiles and waves" with nothing to close it; lists that open with such stars are none."""
+    found = [] if "*" not in draft.text else list(_UNCLOSED.finditer(draft.text))
+    for one in found[:1] if len(found) == 1 else ():
+        stage = Stage(_words(one[1]), one[1], rules)
+        verb = stage.words and stage.form == "s" and not stage.captions()
+        clear = verb and (stage.complement() or stage.head[0] in rules.forms["expressive"])
+        if clear and draft.free(one.start(), one.end()) and len(stage.words) < 9:
+            yield Finding(ASTERISK_ACTION, one.start(), one.end())
+
+
+def _words(content: str) -> list[str]:
+    return [word.lower() for word in _WORD.findall(content.replace("\u2019", "'"))]
+
+
 def _is_action(
     draft: Draft, rules: GuardRules, start: int, end: int, mark: str, content: str
 ) -> bool:
-    words = [word.lower() for word in _WORD.findall(content.replace("\u2019", "'"))]
-    if not words or content.rstrip().endswith(":"):
+    words = _words(content)
+    if not words or content.rstrip("*_ ").endswith(":"):
         return False
-    place = _place(draft, start, end)
-    plain = " ".join(words)
-    if plain in rules.pieces:
-        return mark in "*_" and (place.before or place.after)
+    place = _place(draft, start, end, mark)
+    stage = Stage(words, content, rules)
+    if stage.plain in rules.pieces:
+        return _set_piece(stage, mark, place)
     if _is_title(content, words, rules) or _tells_of_words(draft, start, end, place, rules):
         return False
-    head = _head(words)
-    if not head:
-        return False
-    if "i" in words[: len(words) - len(head)] and head[0] + "s" in rules.forms["physical"]:
-        return place.before and place.after and len(head) > 1
-    if head[0] in rules.forms["expressive"]:
-        return _expressive(rules, head, mark, place, len(words))
-    if mark not in ("*", "**", "_", "***", "__") or not place.before:
-        return False
-    if words[0] in ("in", "with") and place.after and len(words) < 8:
-        return words[-1] in _MANNERS or words[-1] in rules.actions["body"]
-    narrated = words[0] in _ARTICLES and place.after and not any(map(str.isdigit, content))
-    if narrated and any(_acts(rules, words, at) for at in range(2, min(5, len(words) - 1))):
+    if stage.head[0] in rules.forms["expressive"] and _expressive(rules, stage, mark, place):
         return True
-    return _physical(rules, head, place, content) or _scene(rules, words, place, content)
+    if place.glued or mark in ("~", "* "):
+        return False
+    if mark in ("(", "["):
+        return place.before and place.after and not place.listed and _aside(stage)
+    if place.before and place.after:
+        # Lists of exercises, of steps, of features: "- *stretching*", "**Reading notes**".
+        plain_list = place.listed and stage.form == "ing" and not stage.complement()
+        bold_head = len(mark) > 1 and not stage.small and stage.form != "s"
+        return not plain_list and not bold_head and stage.narrates()
+    return _interrupts(draft, rules, stage, place, start)
 
 
-def _acts(rules: GuardRules, words: list[str], at: int) -> bool:
-    """ "*the innkeeper slams a tankard down*": a verb of the body with its complement."""
-    forms = {**rules.forms["physical"], **rules.forms["expressive"]}
-    moves = forms.get(words[at]) == "s" and words[at].endswith("s")
-    return moves and (words[at + 1] in _OBJECTS or _is_adverb(words[at + 1]) or at + 2 < len(words))
+def _set_piece(stage: Stage, mark: str, place: _Place) -> bool:
+    if mark in ("~", "* "):
+        return False
+    if place.before and place.after:
+        return stage.small or len(mark) < 2
+    return stage.small and len(stage.words) > 1 and (place.before or place.after)
 
 
-def _place(draft: Draft, start: int, end: int) -> _Place:
+def _aside(stage: Stage) -> bool:
+    """In brackets only what cannot be a remark: "(clears throat)", "[leans forward]"."""
+    moves = stage.form == "s" and stage.complement() and not stage.captions()
+    return stage.small and len(stage.words) < 9 and (moves or stage.sound() or stage.perceived())
+
+
+def _interrupts(
+    draft: Draft, rules: GuardRules, stage: Stage, place: _Place, start: int
+) -> bool:
+    """Within a sentence: "Well *scratches beard* it depends", "sir *points wildly* are late"."""
+    if stage.form != "s" or not stage.small or stage.captions() or len(stage.words) < 2:
+        return False
+    if place.before:
+        return stage.complement() or place.following in rules.actions["clause_openers"]
+    before = draft.words_before(start, 2)
+    subject = place.previous in rules.actions["subjects"] or before[:1] and before[0] in _OWNERS
+    inner = stage.touches_body() or (len(stage.head) == 2 and stage.head[1].endswith("ly"))
+    return inner and not subject
+
+
+def _place(draft: Draft, start: int, end: int, mark: str) -> _Place:
     line_start, line_end = draft.line(start)
-    left = draft.text[max(line_start, start - 200) : start]
-    right = draft.text[end : min(line_end, end + 200)]
+    text = draft.text
+    left = text[max(line_start, start - 200) : start]
+    right = text[end : min(line_end, end + 200)]
     bare = re.sub(r"^[\s>]*(?:[-*+\u2022]|\d{1,3}[.)])?\s*", "", left).rstrip()
+    bare = bare.rstrip("_*") if bare.strip("_*") == "" else bare
     previous = (draft.words_before(start, 1) or [""])[-1]
     following = (draft.words_after(end, 1) or [""])[0]
-    rest = right.strip()
+    rest = (right.lstrip("_*") if mark[0] in "*_" else right).strip()
     before = not bare or not bare[-1].isalnum() or previous in _INTERJECTIONS
     after = not rest or rest[0] in _CLOSES or not rest[0].isalnum() or rest[0].isupper()
-    return _Place(before, after, not bare and not rest, previous, following)
+    near = (text[start - 1 : start], text[end : end + 1])
+    glued = mark[0] == "*" and any(one.isalnum() for one in near)
+    return _Place(before, after, left.strip() != "" and not bare, glued, previous, following)
 
 
 def _is_title(content: str, words: list[str], rules: GuardRules) -> bool:
@@ -148,82 +187,39 @@ def _is_title(content: str, words: list[str], rules: GuardRules) -> bool:
 def _tells_of_words(draft: Draft, start: int, end: int, place: _Place, rules: GuardRules) -> bool:
     # "the word *sighs*", "she *smiles* at him", "*smiles*: shows the teeth" are about something.
     inside = not place.before and place.previous in rules.actions["mentions"]
+    if inside and place.previous in ("that", "it", "this", "with", "to", "in", "on"):
+        inside = not place.after and place.following not in ("and", "but", "so", "i", "it")
     first, last = draft.sentence(start)
     defined = draft.text[end : end + 3].lstrip()[:1] in (":", "=") and place.before
     about = _ABOUT_WORDS.search(draft.text, max(first, start - 200), min(last, end + 200))
     return inside or defined or about is not None
 
 
-def _head(words: list[str]) -> list[str]:
-    """`words` from the verb on: without a subject and adverbs before it."""
-    at = 0
-    while at < min(3, len(words) - 1) and (words[at] in _SUBJECTS or _is_adverb(words[at])):
-        at += 1
-    return words[at:]
-
-
-def _is_adverb(word: str) -> bool:
-    return len(word) > 4 and word.endswith("ly")
-
-
-def _expressive(rules: GuardRules, head: list[str], mark: str, place: _Place, count: int) -> bool:
+def _expressive(rules: GuardRules, stage: Stage, mark: str, place: _Place) -> bool:
+    head, count = stage.head, len(stage.words)
     form = rules.forms["expressive"][head[0]]
+    first_person = "i" in stage.words[: count - len(head)]
     if mark == "* ":
         return form == "s" and place.before and count < 8
+    if place.glued:
+        return form == "s" and count < 6
     if mark in ("(", "["):
-        return form in ("s", "ing") and count <= 4 and (place.before or place.after)
-    if form in ("base", "ed", "ing") and not (place.before or place.after):
-        return head[0] in ("cough", "ahem", "coughing")
-    if form == "base" and count > 1 and not (place.before and place.after):
-        return False
-    if place.before and not place.after and count == 1:
+        return form in ("s", "ing") and count <= 6 and (place.before or place.after)
+    whole = place.before and place.after
+    if form == "s":
+        return _third_person(rules, stage, place)
+    if form == "base":
+        emote = stage.small or (len(mark) == 1 and not place.listed)
+        opens = place.before and place.following in rules.actions["clause_openers"]
+        single = count == 1 and (whole or opens)
+        repeated = whole and len(set(stage.words)) == 1
+        return emote and (single or repeated) or (first_person and whole)
+    cough = head[0] in ("cough", "ahem", "coughing")
+    return cough or (whole and (stage.small or stage.complement() or count == 1))
+
+
+def _third_person(rules: GuardRules, stage: Stage, place: _Place) -> bool:
+    if place.before and not place.after and len(stage.words) == 1:
         return place.following not in _NOUN_FOLLOWS
     opens = place.following in rules.actions["clause_openers"]
     return place.before or place.after or opens
-
-
-_ARTICLES = frozenset(["the", "a", "an"])
-_MANNERS = frozenset(["accent", "flourish", "nod", "shrug", "whisper", "bow", "frown", "twinkle"])
-_NOUNLY = "are is was were can could may or of from have has tend mean"
-_NOUN_FOLLOWS = frozenset(_NOUNLY.split())
-
-
-def _physical(rules: GuardRules, head: list[str], place: _Place, content: str) -> bool:
-    form = rules.forms["physical"].get(head[0]) or _verb_form(head[0])
-    if form not in ("s", "ing") or any(character.isdigit() for character in content):
-        return False
-    known = head[0] in rules.forms["physical"]
-    base = head[0].removesuffix("s")
-    if base in rules.actions["captions"] or head[0] in rules.actions["captions"]:
-        known = False
-        if content[:1].isupper() or base != "write":
-            return False
-    complement = len(head) > 1 and (head[1] in _OBJECTS or _is_adverb(head[1]))
-    if form == "ing":
-        return known and place.after and (complement or place.alone)
-    if known:
-        return place.after or complement
-    return len(head) > 1 and place.after and complement and content[:1].islower()
-
-
-def _verb_form(word: str) -> str:
-    """ "s" for what looks like a verb of the third person: its other forms are words, too."""
-    if not word.endswith("s") or len(word) < 4:
-        return ""
-    for stem in {word[:-1], word[:-2], word[:-2].removesuffix("i") + "y"}:
-        soft = stem.removesuffix("e")
-        if is_word(stem) and is_word(soft + "ing") and is_word(soft + "ed"):
-            return "s"
-    return ""
-
-
-def _scene(rules: GuardRules, words: list[str], place: _Place, content: str) -> bool:
-    """Something of the scene does something: "*eyes sparkle*", "*The door creaks open*"."""
-    if not place.after or len(words) < 2 or any(character.isdigit() for character in content):
-        return False
-    at = next((i for i, word in enumerate(words[:4]) if word in rules.actions["body"]), -1)
-    if at < 0 or at + 1 >= len(words):
-        return False
-    verbs = {**rules.forms["physical"], **rules.forms["expressive"]}
-    rest = words[at + 1 : at + 4]
-    return any(word in verbs or _verb_form(word) for word in rest) and not _is_adverb(words[at])
