@@ -52,7 +52,7 @@ class Levels:
     """
 
     mark: float = 0.5
-    grave: float = 0.93
+    grave: float = 0.95
     p_value: float = 0.02
     session_share: float = 0.9
 
