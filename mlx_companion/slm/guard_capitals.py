@@ -2,8 +2,9 @@
 
 A word in capitals is a shout when it is an ordinary word of English (`personality.lexicon`) or an
 interjection, and nothing says otherwise: a heading, a label, a key on a keyboard, a keyword of
-SQL, an acronym that is spelled like a word. Contrasts and warnings ("do NOT unplug it") are shouts
-only beside a shout.
+SQL, an acronym that is spelled like a word. A contrast ("it is NOT your fault") is a shout as well;
+in a warning or an instruction ("do NOT unplug it") only beside a shout. Half a word in capitals
+("abso-LUTELY", "unbeLIEVable") is one where the whole is a word.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ _DEFINES = re.compile(r"\b(?:stands for|acronym|abbreviat\w+|short for|mnemonic)
 
 @dataclass
 class _Token:
-    """One word in capitals; `role` is shout, acronym, emphatic, label, keyword, plain or none."""
+    """One word in capitals; `role` is shout, acronym, emphatic, label, single, named or none."""
 
     start: int
     end: int
@@ -59,15 +60,38 @@ def find_capitals(draft: Draft, rules: GuardRules) -> list[Finding]:
     tokens = [
         _Token(found.start(), found.end(), _plain(found.group()))
         for found in _TOKEN.finditer(draft.own)
-        if not draft.markup.touches(found.start(), found.end(), ("heading", "table"))
+        if _in_prose(draft, found)
     ]
     for token in tokens:
         token.role = _role(draft, rules, token)
     _settle(draft, tokens)
+    tokens += _inner_shouts(draft)
     return [
         Finding(CAPS_ENTHUSIASM, one.start, one.end, {"after": lowered(draft, one.start, one.end)})
         for one in tokens
         if one.role == "shout" and len(one.word) > 1
+    ]
+
+
+def _in_prose(draft: Draft, found: re.Match[str]) -> bool:
+    return not draft.markup.touches(found.start(), found.end(), ("heading", "table"))
+
+
+# "unbeLIEVable", "SOoooo", and not "GitHub", "IDs", "iPHONE".
+_INNER = re.compile(
+    r"(?<![^\W_])(?<![_@#$\\/=.])(?=[A-Za-z]{0,30}[A-Z]{2})(?=[A-Za-z]{0,30}[a-z])[A-Za-z]{5,30}"
+    r"(?![^\W_]|[_(@=/\\]|\.\w)"
+)
+
+
+def _inner_shouts(draft: Draft) -> list[_Token]:
+    """Words that are shouted in part."""
+    found = [one for one in _INNER.finditer(draft.own) if _in_prose(draft, one)]
+    return [
+        _Token(one.start(), one.end(), one.group().lower(), "shout")
+        for one in found
+        if (is_word(one.group()) or _STRETCHED.search(one.group().lower()))
+        and not re.fullmatch(r"[A-Z]+(?:s|ed|ing|ers?)|[A-Z]?[a-z]+[A-Z]{2}", one.group())
     ]
 
 
@@ -79,32 +103,130 @@ def _role(draft: Draft, rules: GuardRules, token: _Token) -> str:
     word, lists = token.word, rules.capitals
     if len(word) == 1:
         return "single"
-    if _attached(draft, token):
+    if _part_of_word(draft, token):
+        return "shout"
+    if _attached(draft, token) or word in lists["legal"]:
         return "none"
     if _STRETCHED.search(word):
         return "shout" if _stretched(rules, word) else "none"
     if word in lists["interjections"]:
         return "shout"
-    if not is_word(word):
+    if not is_word(word) and word not in lists["acronyms"]:
         return "shout" if _coined(word) else "none"
     if _NUMBERED.match(draft.text, token.end):
         return "none"
     roman = _ROMAN.fullmatch(word.upper()) and word not in ("mix", "did")
-    if roman or _heads_line(draft, token) or _on_screen(draft, rules, token):
+    if roman or _heads_line(draft, rules, token):
         return "none"
-    if word in lists["acronyms"] or _defined(draft, token):
-        return "acronym"
+    if _on_screen(draft, rules, token):
+        return "named"
+    return _word_role(draft, rules, token)
+
+
+def _word_role(draft: Draft, rules: GuardRules, token: _Token) -> str:
+    """The role of an ordinary word that nothing else names."""
+    word, lists = token.word, rules.capitals
+    defined = _defined(draft, token)
+    if defined or (word in lists["acronyms"] and word not in lists["emphatic"]):
+        return "shout" if not defined and _only_a_word(draft, rules, token) else "acronym"
     if word in lists["keywords"] and _in_keywords(draft, rules, token):
-        return "none"
+        return "named"
     if word in lists["emphatic"]:
         asks = word in _ASKS and draft.text[token.end : token.end + 1] in ("?", "!")
-        return "shout" if asks else "emphatic"
-    return "label" if word in lists["labels"] else "shout"
+        return "shout" if asks or not _instructs(draft, token) else "emphatic"
+    if word in lists["labels"]:
+        stressed = word in lists["qualities"] and _stressed(draft, token)
+        return "shout" if stressed else "label"
+    return "shout"
 
 
 # "DAY 3", "PART II": what is counted is a label.
 _NUMBERED = re.compile(r"\s(?:#?\d+\b(?!\s?%)|[IVX]+\b(?!['\u2019]))(?! (?:times|more|of)\b)")
 _ASKS = frozenset(["what", "why", "how", "who", "when", "where"])
+
+
+_DEGREES = frozenset(
+    """so very really super most too more extremely truly quite such how that's it's was were be
+    is are am i'm you're he's she's we're they're this's feels felt seems looks looked sounds
+    sounded got gets getting becomes became been being stay stays what""".split()
+)
+
+
+def _stressed(draft: Draft, token: _Token) -> bool:
+    """Tell whether a degree or a form of "to be" comes right before: "that was FAST"."""
+    before = draft.words_before(token.start, 2)
+    last = before[-1].replace("\u2019", "'") if before else ""
+    # "What a NICE surprise", "such a SMART move"
+    exclaims = last in ("a", "an") and before[0] in ("what", "such", "quite")
+    return last in _DEGREES or exclaims
+
+
+def _only_a_word(draft: Draft, rules: GuardRules, token: _Token) -> bool:
+    """Tell whether what could be an acronym is a shout after all."""
+    before = (draft.words_before(token.start, 1) or [""])[-1]
+    after = draft.text[token.end : token.end + 1]
+    if token.word == "am":
+        return before == "i"
+    if token.word in ("it", "in", "on", "me", "us", "who"):
+        ends = bool(after) and after in "!"
+        return ends and before in rules.capitals["doing"]
+    if token.word not in rules.capitals["plain"]:
+        return False
+    whole = begins_sentence(draft, token.start) and (not after or after in ".!,?\u2026")
+    return whole or _stressed(draft, token)
+
+
+_ORDERS = re.compile(
+    r"\b(?:do|must|should|shall|may|could|please|and|but|or|you|ever|then|,)[ ,]*$", re.IGNORECASE
+)
+_HAZARDS = re.compile(
+    r"\b(?:warning|caution|note|careful|beware|danger\w*|delet\w+|eras\w+|overwrit\w+|unplug\w*|"
+    r"poison\w*|toxic|bleach|ammonia|acid|dos(?:e|age)s?|doctor|medic\w+|pregnan\w+|voltage|"
+    r"electric\w*|flammable|irreversibl\w+|permanent\w*|password|backups?|passcode|scam\w*|"
+    r"allerg\w+|tablets?|pills?|mg|fumes|explo\w+|mains|gas|root|production|data|"
+    r"required|mandatory|warranty)\b",
+    re.IGNORECASE,
+)
+
+
+def _instructs(draft: Draft, token: _Token) -> bool:
+    """Tell whether an emphatic word is part of an order, a warning or a formula of logic."""
+    first, last = draft.sentence(token.start)
+    near = draft.text[max(first, token.start - 200) : min(last, token.end + 200)]
+    if _HAZARDS.search(near) or _TECHNICAL.search(near) or _LOGIC.search(near):
+        return True
+    before = (draft.words_before(token.start, 1) or [""])[-1]
+    following = (draft.words_after(token.end, 1) or [""])[0]
+    if token.word == "not":
+        return before in ("do", "must", "should", "shall", "may")
+    if token.word in ("don't", "do"):
+        return begins_sentence(draft, token.start) or following == "not"
+    orders = token.word in ("never", "always", "only", "before", "after", "if", "without")
+    return orders and begins_sentence(draft, token.start) and following not in _EXCITED_LINE
+
+
+_LOGIC = re.compile(
+    r"\b(?:AND|OR|XOR|NAND|NOR)\b[^\n]{0,40}\b(?:AND|OR|NOT|XOR|NAND|NOR)\b"
+    r"|\b(?:gates?|search(?:es)?|filters?|truth|expressions?|conditions?|logic|circuits?)\b"
+)
+
+
+def _part_of_word(draft: Draft, token: _Token) -> bool:
+    """ "abso-LUTELY", "un-BE-LIEVABLE": the pieces make one word."""
+    text = draft.text
+    if "-" not in (text[token.start - 1 : token.start], text[token.end : token.end + 1]):
+        return False
+    left = re.search(r"(?:[^\W\d_]+-)*$", text[max(0, token.start - 30) : token.start])
+    right = re.match(r"(?:-[^\W\d_]+)*", text[token.end : token.end + 30])
+    whole = (left[0] if left else "") + token.word.upper() + (right[0] if right else "")
+    mixed = any(one.islower() for one in whole) or whole.count("-") > 1
+    return mixed and len(whole) > 6 and (is_word(whole.replace("-", "")) or _tmesis(whole))
+
+
+def _tmesis(whole: str) -> bool:
+    """ "abso-freaking-LUTELY": a word with another one put into it."""
+    first, *_, last = whole.split("-")
+    return whole.count("-") == 2 and is_word(first + last)
 
 
 def _attached(draft: Draft, token: _Token) -> bool:
@@ -124,7 +246,8 @@ def _attached(draft: Draft, token: _Token) -> bool:
 
 def _emphasis(text: str, at: int, step: int) -> bool:
     # `_SO_` is emphasis where the underscore has no letter on its other side.
-    return text[at] in "_~" and not text[at + step : at + step + 1].isalnum() and at + step >= 0
+    beyond = text[at + step] if 0 <= at + step < len(text) else " "
+    return text[at] in "_~" and not beyond.isalnum()
 
 
 def _shouted_part(text: str, hyphen: int, step: int) -> bool:
@@ -150,10 +273,27 @@ _ENDINGS = ("ing", "tastic", "licious", "ously", "ingly", "tacular", "azing", "s
 
 
 def _coined(word: str) -> bool:
-    return len(word) > 7 and word.isalpha() and word.endswith(_ENDINGS)
+    if not word.isalpha() or len(word) < 6:
+        return False
+    return (len(word) > 7 and word.endswith(_ENDINGS)) or _derived(word)
 
 
-def _heads_line(draft: Draft, token: _Token) -> bool:
+_SUFFIXES = """
+    s es ed d er r est ing ly ness less able ous ious ies ied ier iest ily ment ish y
+"""
+_DERIVED = tuple(sorted(_SUFFIXES.split(), key=len, reverse=True))
+
+
+def _derived(word: str) -> bool:
+    """Tell whether it is an ordinary word with an ending: "AWESOMENESS", "YUMMIEST"."""
+    for ending in _DERIVED:
+        stem = word.removesuffix(ending)
+        if stem != word and len(stem) > 3 and any(map(is_word, (stem, stem + "e", stem + "y"))):
+            return True
+    return False
+
+
+def _heads_line(draft: Draft, rules: GuardRules, token: _Token) -> bool:
     """A label ("PROS: ...") or a line that is a heading without being marked as one."""
     start, end = draft.line(token.start)
     if token.start - start > 100:
@@ -168,22 +308,30 @@ def _heads_line(draft: Draft, token: _Token) -> bool:
     if len(line) > 80 or "!" in line or line.upper() != line:
         return False
     words = set(re.findall(r"[a-z']+", line.lower()))
-    return not words & _EXCITED_LINE and line[-1] not in ".?"
+    if words & (_EXCITED_LINE | rules.capitals["gushing"]) or line[-1] in ".?,":
+        return False
+    # What heads nothing is no heading, unless it closes the text as "THE END" does.
+    return draft.text[end : end + 400].strip() != "" or words <= {"the", *rules.capitals["labels"]}
 
 
 def _on_screen(draft: Draft, rules: GuardRules, token: _Token) -> bool:
     context = rules.capitals["context"]
     before = draft.words_before(token.start, 2)
     after = [word for word in draft.words_after(token.end, 1)]
-    if any(word in context for word in after):
-        return not token.word.endswith("ly") and token.word not in _NEVER_NAMES
-    near = [word for word in before if word in context]
-    return bool(near) and token.word not in _NEVER_NAMES
+    if token.word in rules.capitals["gushing"] or token.word.endswith(("ly", "'re", "'m", "'ve")):
+        return False
+    return any(word in context for word in (*after, *before)) or _stated(draft, token)
 
 
-_NEVER_NAMES = frozenset(
-    ["so", "very", "really", "this", "that", "such", "amazing", "love", "best"]
-)
+_STATES = re.compile(r"\b(?:state machine|states?|status|statuses|modes?|phases?)\b")
+
+
+def _stated(draft: Draft, token: _Token) -> bool:
+    """ "The state machine goes from IDLE to RUNNING to DONE"."""
+    first, last = draft.sentence(token.start)
+    window = draft.text[max(first, token.start - 80) : token.start]
+    others = draft.own[token.end : min(last, token.end + 40)]
+    return bool(_STATES.search(window)) and not others.lstrip().startswith("!")
 
 
 def _defined(draft: Draft, token: _Token) -> bool:
@@ -230,11 +378,12 @@ def _unite(draft: Draft, tokens: list[_Token]) -> None:
     """In "FILE, EDIT and VIEW" the ones that are no words tell what the others are."""
     for first, second in [*pairwise(tokens), *((b, a) for a, b in pairwise(reversed(tokens)))]:
         between = draft.text[first.end : second.start]
-        if first.role == "none" and second.role == "shout" and between in _JOINTS:
-            second.role = "none"
+        alike = between in _JOINTS or (first.role == "named" and between == " ")
+        if first.role in ("none", "named") and second.role == "shout" and alike:
+            second.role = first.role
 
 
-_JOINTS = (", ", " and ", " or ", ", and ", ", or ", "/", " vs ", ", then ")
+_JOINTS = (", ", " and ", " or ", ", and ", ", or ", "/", " vs ", ", then ", " and then ")
 
 
 def _spread_all(draft: Draft, tokens: list[_Token]) -> None:

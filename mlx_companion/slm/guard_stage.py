@@ -101,7 +101,8 @@ class Stage:
     def captions(self) -> bool:
         """Tell whether it begins like a note: "serves four", "based on", "makes twelve"."""
         first = self.head[0]
-        return first in self.lists["captions"] or first.removesuffix("s") in self.lists["captions"]
+        listed = self.lists["captions"]
+        return (first in listed or first.removesuffix("s") in listed) and not self.touches_body()
 
     def narrates(self) -> bool:
         """Tell whether the words, in a place of their own, are an action."""
