@@ -1,8 +1,8 @@
 """Train the drift monitor's heads and its space of style, and write them as a pack.
 
-    python recipes/train_drift.py --data ../shared/data --out runs/drift
+    python recipes/train_drift.py --data data --out runs/drift
     python recipes/train_drift.py --smoke
-    python recipes/train_drift.py --data ../shared/data --set readings=8 --set style.level=0.01
+    python recipes/train_drift.py --data data --set readings=8 --set style.level=0.01
 
 Data: a folder with `goemotions/train.tsv` (harmless comments) and `prose/train/*.txt.gz` (further
 voices). Without one, the sentences and replies that come with the package are all there is. The

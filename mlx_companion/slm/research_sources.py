@@ -38,8 +38,14 @@ _OUTSIDE = "oos"
 
 
 # Files of `data/written`: of many kinds; messages that tell a story first; short questions; need
-# that no word gives away.
-WRITTEN = ("research_mixed", "research_chatty", "research_short", "research_subtle")
+# that no word gives away; live and changing facts asked plainly.
+WRITTEN = (
+    "research_mixed",
+    "research_chatty",
+    "research_short",
+    "research_subtle",
+    "research_plain",
+)
 
 
 def read_written() -> list[Query]:

@@ -10,9 +10,11 @@ import pytest
 
 from mlx_companion.errors import ConfigError, DataError
 from mlx_companion.slm import drift_train
+from mlx_companion.slm.attachment import readable
 from mlx_companion.slm.drift import DriftMonitor
 from mlx_companion.slm.drift_train import DriftTraining, head_rows, train_drift
 from mlx_companion.slm.drift_train_style import StyleTraining, read_replies, train_style
+from mlx_companion.slm.written import written
 
 SMALL = DriftTraining(
     readings=1,
@@ -43,7 +45,10 @@ def test_a_small_pack_works_and_is_repeatable(
     assert monitor.process({"text": "You're my only friend in this world."}).user_attachment > 0.4
 
 
-def test_variants_of_a_line_share_a_fold_and_labels_weigh_the_same() -> None:
+def test_variants_of_a_line_share_a_fold_and_labels_weigh_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(drift_train, "_written", lambda name, first: iter(()))
     rows = head_rows("user", DriftTraining(readings=3, every_reply=60), ["a comment"] * 9)
     assert len(rows.texts) == len(rows.labels) == len(rows.lines) == len(rows.weights)
     assert rows.written == len(rows.texts) - 9
@@ -52,6 +57,24 @@ def test_variants_of_a_line_share_a_fold_and_labels_weigh_the_same() -> None:
     first = slice(0, rows.written)
     sums = [rows.weights[first][rows.labels[first] == label].sum() for label in (0, 1)]
     assert sums[0] == pytest.approx(sums[1])
+
+
+@pytest.mark.parametrize("name", ["user", "assistant", "boundary", "hostile"])
+def test_written_neighbours_share_a_fold(name: str) -> None:
+    rows = head_rows(name, DriftTraining(readings=1, every_reply=60))
+    line = dict(zip(rows.texts, rows.lines.tolist(), strict=True))
+    files = ["attached_user"] if name == "user" else ["attached_assistant", "boundary"]
+    numbers: set[int] = set()
+    for file in files:
+        pairs: dict[int, set[int]] = {}
+        for one in written(file):
+            if readable(one.text) in line:
+                pairs.setdefault(one.pair, set()).add(line[readable(one.text)])
+        assert all(len(found) == 1 for found in pairs.values())
+        assert len(pairs) > 150
+        found = set.union(*pairs.values())
+        assert not numbers & found
+        numbers |= found
 
 
 def test_replies_of_the_package_have_voices_and_topics() -> None:

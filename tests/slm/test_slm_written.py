@@ -34,7 +34,9 @@ def test_a_missing_file_is_named() -> None:
         written("nothing")
 
 
-@pytest.mark.parametrize("name", ["tone", "attached_user", "attached_assistant", *WRITTEN])
+@pytest.mark.parametrize(
+    "name", ["tone", "attached_user", "attached_assistant", "boundary", *WRITTEN]
+)
 def test_what_ships_is_balanced_and_without_repeats(name: str) -> None:
     found = written(name)
     share = sum(one.label for one in found) / len(found)
