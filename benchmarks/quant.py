@@ -40,8 +40,8 @@ SETTINGS: dict[str, dict[str, tuple[int, int, int, int]]] = {
         "gptq-mended": (3, 64, 3, 64),
     },
 }
-LEVELS = [("q8", "auto"), ("q6", "auto"), ("q4", "rtn"), ("mxfp4", "rtn"), ("nvfp4", "rtn"),
-          ("q4", "dwq"), ("q4", "auto"), ("q3", "rtn"), ("q3", "auto")]  # fmt: skip
+LEVELS = [("q8", "rtn"), ("q6", "rtn"), ("q4", "rtn"), ("mxfp4", "rtn"), ("nvfp4", "rtn"),
+          ("q3", "rtn"), ("q4", "auto"), ("q3", "auto"), ("q6", "auto")]  # fmt: skip
 # Of the table of levels; the contest takes all.
 TABLE_TOKENS = 4096
 

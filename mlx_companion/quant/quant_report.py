@@ -121,6 +121,12 @@ class QuantReport:
         atomic_write_text(where / PICTURE_NAME, report_picture(self))
         return [where / JSON_NAME, where / PICTURE_NAME]
 
+    def _repr_svg_(self) -> str:
+        """The picture, where a notebook shows the report."""
+        from mlx_companion.quant.quant_picture import report_picture
+
+        return report_picture(self)
+
     def facts(self) -> dict[str, str]:
         """What a person wants to know, by name."""
         divergence = "KL to the original" if self.measure == "kl" else "1 - cosine to the original"

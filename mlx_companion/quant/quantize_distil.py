@@ -11,6 +11,7 @@ mlx-lm's `dwq_quantize` runs the loop. What is mended around it:
   factor and a bias in units of the scale, in float32, and both become float16 at the end.
 - It trains whatever else is not frozen (norms; the matrices of an adapter). Here nothing else is.
 - It keeps the last step, were it worse than the first. Here the caller compares the two.
+- It ends in an error where all layers have 8 bits, which it does not train.
 - It prints, and its KL kernel has a race on Metal (see `kernels`); both are replaced.
 """
 
@@ -41,7 +42,8 @@ class _GridLayer(nn.Module):
     def __init__(self, grid: Grid, layer: nn.Module) -> None:
         super().__init__()
         rows, groups = grid.scales.shape
-        self.bits, self.group_size = grid.packing.bits, grid.packing.group_size
+        # mlx-lm trains what has fewer than 8 bits.
+        self.bits, self.group_size = min(grid.packing.bits, 7), grid.packing.group_size
         self._codes = mx.array(grid.codes).reshape(rows, groups, self.group_size)
         self._step, self._offset = mx.array(grid.scales), mx.array(grid.biases)
         self.scales, self.biases = mx.ones((rows, groups)), mx.zeros((rows, groups))

@@ -138,6 +138,18 @@ def test_dwq_of_mlx_lm_trains_what_is_not_packed_and_here_nothing_else_moves(
     assert ours.report.tried["fit+dwq"] < ours.report.tried["fit"]
 
 
+def test_dwq_of_mlx_lm_trains_no_8_bits_and_here_it_does(lm: LanguageModel) -> None:
+    """Its error is "Must specify at least one argument"; norms frozen, as after LoRA."""
+    theirs, _ = quantize_model(load(lm.path).model, {}, 64, 8)
+    theirs.freeze()
+    rows: list[Any] = [(row, 0) for row in windows().tolist()]
+    adam = optimizers.Adam(learning_rate=1e-3)
+    with pytest.raises(ValueError, match="at least one argument"):
+        dwq_quantize(theirs, lambda x, *_, **__: lm.model(x), adam, rows, rows[:2], 2, 33, 0)
+    found = quantize(lm, "q8", method="dwq", calibration=TEXTS, window=64).report
+    assert "fit+dwq" in found.tried
+
+
 def test_sensitivities_of_mlx_lm_can_be_used(lm: LanguageModel) -> None:
     """They are a forecast; what is measured ranks the same layers first."""
     found = {}
