@@ -146,16 +146,14 @@ def _aside(stage: Stage) -> bool:
     return stage.small and len(stage.words) < 9 and (moves or stage.sound() or stage.perceived())
 
 
-def _interrupts(
-    draft: Draft, rules: GuardRules, stage: Stage, place: _Place, start: int
-) -> bool:
+def _interrupts(draft: Draft, rules: GuardRules, stage: Stage, place: _Place, start: int) -> bool:
     """Within a sentence: "Well *scratches beard* it depends", "sir *points wildly* are late"."""
     if stage.form != "s" or not stage.small or stage.captions() or len(stage.words) < 2:
         return False
     if place.before:
         return stage.complement() or place.following in rules.actions["clause_openers"]
     before = draft.words_before(start, 2)
-    subject = place.previous in rules.actions["subjects"] or before[:1] and before[0] in _OWNERS
+    subject = place.previous in rules.actions["subjects"] or (before[:1] and before[0] in _OWNERS)
     inner = stage.touches_body() or (len(stage.head) == 2 and stage.head[1].endswith("ly"))
     return inner and not subject
 
@@ -213,7 +211,7 @@ def _expressive(rules: GuardRules, stage: Stage, mark: str, place: _Place) -> bo
         opens = place.before and place.following in rules.actions["clause_openers"]
         single = count == 1 and (whole or opens)
         repeated = whole and len(set(stage.words)) == 1
-        return emote and (single or repeated) or (first_person and whole)
+        return (emote and (single or repeated)) or (first_person and whole)
     cough = head[0] in ("cough", "ahem", "coughing")
     return cough or (whole and (stage.small or stage.complement() or count == 1))
 

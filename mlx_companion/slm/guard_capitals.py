@@ -10,44 +10,20 @@ in a warning or an instruction ("do NOT unplug it") only beside a shout. Half a 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from itertools import pairwise
 
 from mlx_companion.personality.lexicon import is_word, ordinary_case
+from mlx_companion.slm.guard_shouts import (
+    STRETCHED,
+    TOKEN,
+    Token,
+    begins_sentence,
+    plain_word,
+    role_of,
+)
 from mlx_companion.slm.guard_text import Draft, Finding, GuardRules
 
 CAPS_ENTHUSIASM = "caps_enthusiasm"
-_U = "A-Z\u00c0-\u00d6\u00d8-\u00de"
-_TOKEN = re.compile(
-    rf"(?<![^\W_])(?<!\w['\u2019])(?:[{_U}]+(?:['\u2019][{_U}]+)+|[{_U}]{{2,}}|[AI])(?![^\W_])"
-)
-_STRETCHED = re.compile(r"(.)\1{2,}")
-_ROMAN = re.compile(r"M{0,3}(?:CM|CD|D?C{0,3})(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3})")
-_ATTACHED_BEFORE = "_@#$\\/=%+<{~&^|"
-_ATTACHED_AFTER = "_@#$\\/=%+({[<&^|~"
-_EXCITED = """
-    i you we my your so love yes wow best happy proud this that is are was it's i'm you're
-"""
-_EXCITED_LINE = frozenset(_EXCITED.split())
-_SQL = frozenset(
-    ["select", "where", "join", "having", "group", "insert", "values", "delete", "create"]
-)
-_TECHNICAL = re.compile(
-    r"\b(?:SQL|HTTP|API|REST|query|queries|database|boolean|operator|endpoint|keyboard|shortcut|git|code|loop|commit|"
-    r"syntax|branch|script|compiler)\b",
-    re.IGNORECASE,
-)
-_DEFINES = re.compile(r"\b(?:stands for|acronym|abbreviat\w+|short for|mnemonic)\b", re.IGNORECASE)
-
-
-@dataclass
-class _Token:
-    """One word in capitals; `role` is shout, acronym, emphatic, label, single, named or none."""
-
-    start: int
-    end: int
-    word: str
-    role: str = ""
 
 
 def find_capitals(draft: Draft, rules: GuardRules) -> list[Finding]:
@@ -58,13 +34,13 @@ def find_capitals(draft: Draft, rules: GuardRules) -> list[Finding]:
         rules: acronyms, labels and the like.
     """
     tokens = [
-        _Token(found.start(), found.end(), _plain(found.group()))
-        for found in _TOKEN.finditer(draft.own)
+        Token(found.start(), found.end(), plain_word(found.group()))
+        for found in TOKEN.finditer(draft.own)
         if _in_prose(draft, found)
     ]
     for token in tokens:
-        token.role = _role(draft, rules, token)
-    _settle(draft, tokens)
+        token.role = role_of(draft, rules, token)
+    _settle(draft, rules, tokens)
     tokens += _inner_shouts(draft)
     return [
         Finding(CAPS_ENTHUSIASM, one.start, one.end, {"after": lowered(draft, one.start, one.end)})
@@ -84,284 +60,20 @@ _INNER = re.compile(
 )
 
 
-def _inner_shouts(draft: Draft) -> list[_Token]:
+def _inner_shouts(draft: Draft) -> list[Token]:
     """Words that are shouted in part."""
     found = [one for one in _INNER.finditer(draft.own) if _in_prose(draft, one)]
     return [
-        _Token(one.start(), one.end(), one.group().lower(), "shout")
+        Token(one.start(), one.end(), one.group().lower(), "shout")
         for one in found
-        if (is_word(one.group()) or _STRETCHED.search(one.group().lower()))
+        if (is_word(one.group()) or STRETCHED.search(one.group().lower()))
         and not re.fullmatch(r"[A-Z]+(?:s|ed|ing|ers?)|[A-Z]?[a-z]+[A-Z]{2}", one.group())
     ]
 
 
-def _plain(word: str) -> str:
-    return word.replace("\u2019", "'").lower()
-
-
-def _role(draft: Draft, rules: GuardRules, token: _Token) -> str:
-    word, lists = token.word, rules.capitals
-    if len(word) == 1:
-        return "single"
-    if _part_of_word(draft, token):
-        return "shout"
-    if _attached(draft, token) or word in lists["legal"]:
-        return "none"
-    if _STRETCHED.search(word):
-        return "shout" if _stretched(rules, word) else "none"
-    if word in lists["interjections"]:
-        return "shout"
-    if not is_word(word) and word not in lists["acronyms"]:
-        return "shout" if _coined(word) else "none"
-    if _NUMBERED.match(draft.text, token.end):
-        return "none"
-    roman = _ROMAN.fullmatch(word.upper()) and word not in ("mix", "did")
-    if roman or _heads_line(draft, rules, token):
-        return "none"
-    if _on_screen(draft, rules, token):
-        return "named"
-    return _word_role(draft, rules, token)
-
-
-def _word_role(draft: Draft, rules: GuardRules, token: _Token) -> str:
-    """The role of an ordinary word that nothing else names."""
-    word, lists = token.word, rules.capitals
-    defined = _defined(draft, token)
-    if defined or (word in lists["acronyms"] and word not in lists["emphatic"]):
-        return "shout" if not defined and _only_a_word(draft, rules, token) else "acronym"
-    if word in lists["keywords"] and _in_keywords(draft, rules, token):
-        return "named"
-    if word in lists["emphatic"]:
-        asks = word in _ASKS and draft.text[token.end : token.end + 1] in ("?", "!")
-        return "shout" if asks or not _instructs(draft, token) else "emphatic"
-    if word in lists["labels"]:
-        stressed = word in lists["qualities"] and _stressed(draft, token)
-        return "shout" if stressed else "label"
-    return "shout"
-
-
-# "DAY 3", "PART II": what is counted is a label.
-_NUMBERED = re.compile(r"\s(?:#?\d+\b(?!\s?%)|[IVX]+\b(?!['\u2019]))(?! (?:times|more|of)\b)")
-_ASKS = frozenset(["what", "why", "how", "who", "when", "where"])
-
-
-_DEGREES = frozenset(
-    """so very really super most too more extremely truly quite such how that's it's was were be
-    is are am i'm you're he's she's we're they're this's feels felt seems looks looked sounds
-    sounded got gets getting becomes became been being stay stays what""".split()
-)
-
-
-def _stressed(draft: Draft, token: _Token) -> bool:
-    """Tell whether a degree or a form of "to be" comes right before: "that was FAST"."""
-    before = draft.words_before(token.start, 2)
-    last = before[-1].replace("\u2019", "'") if before else ""
-    # "What a NICE surprise", "such a SMART move"
-    exclaims = last in ("a", "an") and before[0] in ("what", "such", "quite")
-    return last in _DEGREES or exclaims
-
-
-def _only_a_word(draft: Draft, rules: GuardRules, token: _Token) -> bool:
-    """Tell whether what could be an acronym is a shout after all."""
-    before = (draft.words_before(token.start, 1) or [""])[-1]
-    after = draft.text[token.end : token.end + 1]
-    if token.word == "am":
-        return before == "i"
-    if token.word in ("it", "in", "on", "me", "us", "who"):
-        ends = bool(after) and after in "!"
-        return ends and before in rules.capitals["doing"]
-    if token.word not in rules.capitals["plain"]:
-        return False
-    whole = begins_sentence(draft, token.start) and (not after or after in ".!,?\u2026")
-    return whole or _stressed(draft, token)
-
-
-_ORDERS = re.compile(
-    r"\b(?:do|must|should|shall|may|could|please|and|but|or|you|ever|then|,)[ ,]*$", re.IGNORECASE
-)
-_HAZARDS = re.compile(
-    r"\b(?:warning|caution|note|careful|beware|danger\w*|delet\w+|eras\w+|overwrit\w+|unplug\w*|"
-    r"poison\w*|toxic|bleach|ammonia|acid|dos(?:e|age)s?|doctor|medic\w+|pregnan\w+|voltage|"
-    r"electric\w*|flammable|irreversibl\w+|permanent\w*|password|backups?|passcode|scam\w*|"
-    r"allerg\w+|tablets?|pills?|mg|fumes|explo\w+|mains|gas|root|production|data|"
-    r"required|mandatory|warranty)\b",
-    re.IGNORECASE,
-)
-
-
-def _instructs(draft: Draft, token: _Token) -> bool:
-    """Tell whether an emphatic word is part of an order, a warning or a formula of logic."""
-    first, last = draft.sentence(token.start)
-    near = draft.text[max(first, token.start - 200) : min(last, token.end + 200)]
-    if _HAZARDS.search(near) or _TECHNICAL.search(near) or _LOGIC.search(near):
-        return True
-    before = (draft.words_before(token.start, 1) or [""])[-1]
-    following = (draft.words_after(token.end, 1) or [""])[0]
-    if token.word == "not":
-        return before in ("do", "must", "should", "shall", "may")
-    if token.word in ("don't", "do"):
-        return begins_sentence(draft, token.start) or following == "not"
-    orders = token.word in ("never", "always", "only", "before", "after", "if", "without")
-    return orders and begins_sentence(draft, token.start) and following not in _EXCITED_LINE
-
-
-_LOGIC = re.compile(
-    r"\b(?:AND|OR|XOR|NAND|NOR)\b[^\n]{0,40}\b(?:AND|OR|NOT|XOR|NAND|NOR)\b"
-    r"|\b(?:gates?|search(?:es)?|filters?|truth|expressions?|conditions?|logic|circuits?)\b"
-)
-
-
-def _part_of_word(draft: Draft, token: _Token) -> bool:
-    """ "abso-LUTELY", "un-BE-LIEVABLE": the pieces make one word."""
-    text = draft.text
-    if "-" not in (text[token.start - 1 : token.start], text[token.end : token.end + 1]):
-        return False
-    left = re.search(r"(?:[^\W\d_]+-)*$", text[max(0, token.start - 30) : token.start])
-    right = re.match(r"(?:-[^\W\d_]+)*", text[token.end : token.end + 30])
-    whole = (left[0] if left else "") + token.word.upper() + (right[0] if right else "")
-    mixed = any(one.islower() for one in whole) or whole.count("-") > 1
-    return mixed and len(whole) > 6 and (is_word(whole.replace("-", "")) or _tmesis(whole))
-
-
-def _tmesis(whole: str) -> bool:
-    """ "abso-freaking-LUTELY": a word with another one put into it."""
-    first, *_, last = whole.split("-")
-    return whole.count("-") == 2 and is_word(first + last)
-
-
-def _attached(draft: Draft, token: _Token) -> bool:
-    text = draft.text
-    before, after = text[token.start - 1 : token.start], text[token.end : token.end + 1]
-    if before and before in _ATTACHED_BEFORE and not _emphasis(text, token.start - 1, -1):
-        return True
-    if after and after in _ATTACHED_AFTER and not _emphasis(text, token.end, 1):
-        return True
-    if before in ("-", ":", ".", "\u2011") and text[token.start - 2 : token.start - 1].isalnum():
-        return not (before == "-" and _shouted_part(text, token.start - 1, -1))
-    if after in ("-", ":", ".", "\u2011") and text[token.end + 1 : token.end + 2].isalnum():
-        return not (after == "-" and _shouted_part(text, token.end, 1))
-    listed = text[max(0, token.start - 10) : token.start].upper()
-    return bool(re.search(r"(?:NYSE|NASDAQ|LSE|TICKER):?\s*$", listed))
-
-
-def _emphasis(text: str, at: int, step: int) -> bool:
-    # `_SO_` is emphasis where the underscore has no letter on its other side.
-    beyond = text[at + step] if 0 <= at + step < len(text) else " "
-    return text[at] in "_~" and not beyond.isalnum()
-
-
-def _shouted_part(text: str, hyphen: int, step: int) -> bool:
-    near = text[hyphen + 1 : hyphen + 30] if step > 0 else text[max(0, hyphen - 30) : hyphen]
-    parts = re.findall(r"[^\W_]+", near)
-    part = (parts[0] if step > 0 else parts[-1]) if parts else ""
-    return len(part) > 1 and part.isupper() and is_word(part)
-
-
-def _stretched(rules: GuardRules, word: str) -> bool:
-    if len(set(word)) == 1:
-        return word[0] in "oah" and len(word) > 3
-    once, twice = _STRETCHED.sub(r"\1", word), _STRETCHED.sub(r"\1\1", word)
-    known = rules.capitals["interjections"]
-    return any(is_word(one) or one in known for one in (once, twice)) or _mostly_vowel(word)
-
-
-def _mostly_vowel(word: str) -> bool:
-    return sum(letter in "aeiouh" for letter in word) * 2 > len(word) and len(word) > 4
-
-
-_ENDINGS = ("ing", "tastic", "licious", "ously", "ingly", "tacular", "azing", "some", "ful", "edly")
-
-
-def _coined(word: str) -> bool:
-    if not word.isalpha() or len(word) < 6:
-        return False
-    return (len(word) > 7 and word.endswith(_ENDINGS)) or _derived(word)
-
-
-_SUFFIXES = """
-    s es ed d er r est ing ly ness less able ous ious ies ied ier iest ily ment ish y
-"""
-_DERIVED = tuple(sorted(_SUFFIXES.split(), key=len, reverse=True))
-
-
-def _derived(word: str) -> bool:
-    """Tell whether it is an ordinary word with an ending: "AWESOMENESS", "YUMMIEST"."""
-    for ending in _DERIVED:
-        stem = word.removesuffix(ending)
-        if stem != word and len(stem) > 3 and any(map(is_word, (stem, stem + "e", stem + "y"))):
-            return True
-    return False
-
-
-def _heads_line(draft: Draft, rules: GuardRules, token: _Token) -> bool:
-    """A label ("PROS: ...") or a line that is a heading without being marked as one."""
-    start, end = draft.line(token.start)
-    if token.start - start > 100:
-        return False
-    line = draft.text[start : min(end, start + 200)].strip()
-    left = draft.text[start : token.start].strip(" \t*_#>-+\u2022.)[(0123456789")
-    right = draft.text[token.end : min(end, token.end + 60)]
-    label = re.match(r"(?:\s+[A-Z0-9]+){0,4}\s*[\])]?(?:\*{1,3}|_{1,2})?:", right)
-    if label and (not left or left.isupper()):
-        phrase = set(re.findall(r"[a-z']+", f"{left} {token.word} {label[0]}".lower()))
-        return not phrase & {*_EXCITED_LINE, *_ASKS}
-    if len(line) > 80 or "!" in line or line.upper() != line:
-        return False
-    words = set(re.findall(r"[a-z']+", line.lower()))
-    if words & (_EXCITED_LINE | rules.capitals["gushing"]) or line[-1] in ".?,":
-        return False
-    # What heads nothing is no heading, unless it closes the text as "THE END" does.
-    return draft.text[end : end + 400].strip() != "" or words <= {"the", *rules.capitals["labels"]}
-
-
-def _on_screen(draft: Draft, rules: GuardRules, token: _Token) -> bool:
-    context = rules.capitals["context"]
-    before = draft.words_before(token.start, 2)
-    after = [word for word in draft.words_after(token.end, 1)]
-    if token.word in rules.capitals["gushing"] or token.word.endswith(("ly", "'re", "'m", "'ve")):
-        return False
-    return any(word in context for word in (*after, *before)) or _stated(draft, token)
-
-
-_STATES = re.compile(r"\b(?:state machine|states?|status|statuses|modes?|phases?)\b")
-
-
-def _stated(draft: Draft, token: _Token) -> bool:
-    """ "The state machine goes from IDLE to RUNNING to DONE"."""
-    first, last = draft.sentence(token.start)
-    window = draft.text[max(first, token.start - 80) : token.start]
-    others = draft.own[token.end : min(last, token.end + 40)]
-    return bool(_STATES.search(window)) and not others.lstrip().startswith("!")
-
-
-def _defined(draft: Draft, token: _Token) -> bool:
-    text = draft.text
-    bracketed = (
-        text[token.start - 1 : token.start] == "(" and text[token.end : token.end + 1] == ")"
-    )
-    before = draft.text[max(0, token.start - 60) : token.start - 1]
-    initials = "".join(word[0] for word in re.findall(r"[^\W\d_]+", before))[-len(token.word) :]
-    if bracketed and initials.lower() == token.word:
-        return True
-    first, last = draft.sentence(token.start)
-    near = (max(first, token.start - 200), min(last, token.end + 200))
-    return _DEFINES.search(text, *near) is not None
-
-
-def _in_keywords(draft: Draft, rules: GuardRules, token: _Token) -> bool:
-    first, last = draft.sentence(token.start)
-    near = draft.own[max(first, token.start - 200) : min(last, token.end + 200)]
-    shouted = {_plain(found.group()) for found in _TOKEN.finditer(near)}
-    keywords = shouted & rules.capitals["keywords"]
-    if keywords & _SQL and len(keywords) > 1:
-        return True
-    window = draft.text[max(0, token.start - 400) : token.end + 400]
-    return _TECHNICAL.search(window) is not None or draft.markup.holds("code")
-
-
-def _settle(draft: Draft, tokens: list[_Token]) -> None:
+def _settle(draft: Draft, rules: GuardRules, tokens: list[Token]) -> None:
     """Emphatic words and acronyms of a shout belong to it, and labels do in their sentence."""
-    _unite(draft, tokens)
+    _unite(draft, tokens, rules.capitals["gushing"])
     _spread_all(draft, tokens)
     loud = {draft.sentence(one.start) for one in tokens if one.role == "shout"}
     run = _runs(draft, tokens)
@@ -374,11 +86,13 @@ def _settle(draft: Draft, tokens: list[_Token]) -> None:
     _spread_all(draft, tokens)
 
 
-def _unite(draft: Draft, tokens: list[_Token]) -> None:
+def _unite(draft: Draft, tokens: list[Token], gushing: frozenset[str]) -> None:
     """In "FILE, EDIT and VIEW" the ones that are no words tell what the others are."""
     for first, second in [*pairwise(tokens), *((b, a) for a, b in pairwise(reversed(tokens)))]:
         between = draft.text[first.end : second.start]
-        alike = between in _JOINTS or (first.role == "named" and between == " ")
+        named = first.role == "named" and second.word not in gushing and "\n" not in between
+        listed = named and len(between) < 40 and re.search(r" (?:or|and) $", between)
+        alike = between in _JOINTS or (named and between == " ") or listed
         if first.role in ("none", "named") and second.role == "shout" and alike:
             second.role = first.role
 
@@ -386,7 +100,7 @@ def _unite(draft: Draft, tokens: list[_Token]) -> None:
 _JOINTS = (", ", " and ", " or ", ", and ", ", or ", "/", " vs ", ", then ", " and then ")
 
 
-def _spread_all(draft: Draft, tokens: list[_Token]) -> None:
+def _spread_all(draft: Draft, tokens: list[Token]) -> None:
     for previous, token in pairwise(tokens):
         _spread(draft, previous, token)
     for following, token in pairwise(reversed(tokens)):
@@ -397,7 +111,7 @@ def _warns(sentence: str) -> bool:
     return bool(re.search(r"\b(?:[Dd]o NOT|DO NOT|MUST)\b|^\s*NEVER\b", sentence))
 
 
-def _spread(draft: Draft, source: _Token, token: _Token) -> None:
+def _spread(draft: Draft, source: Token, token: Token) -> None:
     first, second = sorted((source, token), key=lambda one: one.start)
     between = draft.text[first.end : second.start]
     near = len(between) <= 3 and not between.strip(" ,-*_") and "\n" not in between
@@ -405,10 +119,10 @@ def _spread(draft: Draft, source: _Token, token: _Token) -> None:
         token.role = "shout"
 
 
-def _runs(draft: Draft, tokens: list[_Token]) -> dict[int, int]:
+def _runs(draft: Draft, tokens: list[Token]) -> dict[int, int]:
     """Start of a token -> how many tokens follow each other without other words."""
     lengths: dict[int, int] = {}
-    run: list[_Token] = []
+    run: list[Token] = []
     for token in tokens:
         if run and draft.text[run[-1].end : token.start].strip(" ,'\u2019-*_"):
             lengths |= dict.fromkeys((one.start for one in run), len(run))
@@ -420,16 +134,8 @@ def _runs(draft: Draft, tokens: list[_Token]) -> dict[int, int]:
 def lowered(draft: Draft, start: int, end: int) -> str:
     """The word at [start, end) in its ordinary case, with a capital where a sentence begins."""
     word = draft.text[start:end]
-    plain = _STRETCHED.sub(r"\1", word) if is_word(_STRETCHED.sub(r"\1", word)) else word
-    if not _STRETCHED.search(word):
+    plain = STRETCHED.sub(r"\1", word) if is_word(STRETCHED.sub(r"\1", word)) else word
+    if not STRETCHED.search(word):
         plain = word
     calm = ordinary_case(plain) or plain.lower()
     return calm[:1].upper() + calm[1:] if begins_sentence(draft, start) else calm
-
-
-def begins_sentence(draft: Draft, position: int) -> bool:
-    """Tell whether a sentence, line or list item begins at `position`."""
-    start, _ = draft.line(position)
-    left = draft.text[max(start, position - 100) : position].rstrip(" \t*_\"'\u201c\u2018([~")
-    left = re.sub(r"^[\s>]*(?:[-*+\u2022]|\d{1,3}[.)]|#{1,6})?\s*", "", left[-80:])
-    return not left or (left[-1] in ".!?\u2026:" and not left.endswith((":", "...", "\u2026")))

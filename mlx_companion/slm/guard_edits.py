@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from mlx_companion.personality.lexicon import is_word
 from mlx_companion.personality.markup import PROTECTED
 from mlx_companion.slm.guard_actions import ASTERISK_ACTION
-from mlx_companion.slm.guard_capitals import CAPS_ENTHUSIASM, begins_sentence
+from mlx_companion.slm.guard_capitals import CAPS_ENTHUSIASM
 from mlx_companion.slm.guard_marks import EMOJI_OVERUSE, EXCLAMATION_OVERUSE
 from mlx_companion.slm.guard_names import NAME_OVERUSE
+from mlx_companion.slm.guard_shouts import begins_sentence
 from mlx_companion.slm.guard_text import Draft, Finding
 
 _VERBS = {"is": "are", "was": "were", "has": "have", "does": "do", "isn't": "aren't"}
@@ -91,7 +92,8 @@ def _remove_inside(
     space = len(right[:40]) - len(following)
     spaced = len(left) - len(left.rstrip(" \t"))
     after = ""
-    if not following or following[0] in ".,;:!?)\u2026\u201d\"'":
+    trails = following.startswith(("...", "\u2026"))
+    if not following or (following[0] in ".,;:!?)\u201d\"'" and not trails):
         start -= spaced
         end += space if not following or spaced else 0
     elif spaced or space:

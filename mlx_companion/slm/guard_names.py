@@ -12,7 +12,7 @@ import re
 from collections import Counter
 
 from mlx_companion.personality.lexicon import is_word
-from mlx_companion.slm.guard_capitals import begins_sentence
+from mlx_companion.slm.guard_shouts import begins_sentence
 from mlx_companion.slm.guard_text import Draft, Finding, GuardRules
 
 NAME_OVERUSE = "name_overuse"

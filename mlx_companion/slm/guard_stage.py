@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from functools import cached_property
+from itertools import pairwise
 
 from mlx_companion.personality.lexicon import is_word
 from mlx_companion.slm.guard_text import GuardRules
@@ -30,12 +31,18 @@ _AFTER_VERB = """
     desk book notes page cards you me him them us hard open shut very left right past nose-first
 """
 _OBJECTS = frozenset(_AFTER_VERB.split())
+_VERBAL_WORDS = """
+    a an the my your his her their its you me him them up down over back forward away out off
+    around about into onto against across behind along aside
+"""
+_VERBAL = frozenset(_VERBAL_WORDS.split())
 _AUXILIARIES = frozenset(["is", "are", "was", "were", "has", "have", "had", "been", "being"])
 _OPENINGS = frozenset(["without", "not", "while", "still", "before", "after", "by", "nearly"])
 _PERCEIVED = re.compile(
     r"you(?: can| could| might| almost| faintly| distantly| suddenly)* "
     r"(?:hear|feel|notice|smell|sense|spot|see) "
     r"(?:a|an|the|my|his|her|something|someone|footsteps|faint|soft|distant|muffled)\b"
+    r"|you (?:find yourself|enter|awaken|wake up|step (?:in|out|on|through|over)|arrive|walk)\b"
 )
 _ELSEWHEN = re.compile(
     r"(?:[\w-]+ ){0,3}(?:seconds?|minutes?|hours?|days?|weeks?|months?|years?|eternity|eternities|"
@@ -43,6 +50,10 @@ _ELSEWHEN = re.compile(
 )
 _CUE = re.compile(r"(?:insert|cue|enter|exit|exeunt|queue|fade|cut|end|begin) [a-z]+")
 _SOUND_OF = re.compile(r"(?:(?:the|a|an) )?(?:[a-z]+ ){0,2}(?:sounds?|noises?|scent|smell) of ")
+_MAKES = re.compile(
+    r"(?:makes|states|says|writes|draws|starts|begins|runs) (?:an?|my|the|some|to) "
+    r"(?!dozen|batch|loaf|large|small|big|good|great|difference)"
+)
 _MANNERS = frozenset(["accent", "flourish", "nod", "shrug", "whisper", "bow", "frown", "twinkle"])
 _HELPLESS = re.compile(
     r"i (?:can't|cannot|can not|couldn't) (?:help but|help|resist|stop)|i try (?:not|hard) to"
@@ -102,7 +113,9 @@ class Stage:
         """Tell whether it begins like a note: "serves four", "based on", "makes twelve"."""
         first = self.head[0]
         listed = self.lists["captions"]
-        return (first in listed or first.removesuffix("s") in listed) and not self.touches_body()
+        if self.touches_body() or (self.small and _MAKES.match(self.plain)):
+            return False
+        return first in listed or first.removesuffix("s") in listed
 
     def narrates(self) -> bool:
         """Tell whether the words, in a place of their own, are an action."""
@@ -129,7 +142,15 @@ class Stage:
         last = verb.rpartition("-")[2]
         known = self._known(last) == "s" or verb_form(last) == "s" or verb_form(verb) == "s"
         known = known or verb in self.lists["happenings"] or verb in self.lists["moves"]
+        known = known or self._unknown_verb()
         return known and self.small and (len(self.head) > 1 or "-" in verb)
+
+    def _unknown_verb(self) -> bool:
+        """ "swivels around", "mimes zipping": no word of the lexicon, used as a verb is."""
+        verb, rest = self.head[0], self.head[1:2]
+        shape = len(verb) > 4 and verb.endswith("s") and not verb.endswith(("ss", "us", "is"))
+        follows = rest and (rest[0] in _VERBAL or rest[0].endswith("ing") or is_adverb(rest[0]))
+        return shape and not is_word(verb) and (bool(follows) or self.touches_body())
 
     def _participle(self) -> bool:
         """ "tilting my head", "without looking up", "feeling sheepish"."""
@@ -150,8 +171,8 @@ class Stage:
         if _HELPLESS.match(self.plain):
             return True
         verb = self.head[0]
-        if verb in self.lists["minds"]:
-            return False
+        if verb in self.lists["minds"] and not self.touches_body():
+            return self.head[1:2] in (["down"], ["up"], ["aside"], ["back"])
         expressive = self.rules.forms["expressive"].get(verb) in ("base", "ed")
         return expressive or (self.form in ("base", "ed") and len(self.head) > 1)
 
@@ -197,11 +218,12 @@ class Stage:
 
     def _past(self) -> bool:
         """ "smiled softly", "is intrigued", "had been waiting"."""
-        if not self.small or not self.bare or self.captions() and self.words[0] != "is":
+        if not self.small or not self.bare or (self.captions() and self.words[0] != "is"):
             return False
         if self.words[0] in _AUXILIARIES:
             told = [word for word in self.words[1:4] if word not in _AUXILIARIES]
-            felt = any(self._known(word) in ("ing", "ed") for word in told[:2])
+            waiting = self.words[1:2] == ["been"] and any(one.endswith("ing") for one in told)
+            felt = waiting or any(self._known(word) in ("ing", "ed") for word in told[:2])
             return felt or any(word in self.lists["states"] for word in told[:2])
         return self.form == "ed" and (
             self.complement() or self.head[0] in self.rules.forms["expressive"]
@@ -214,7 +236,11 @@ class Stage:
         last = self.words[-1] if self.words[-1] != "please" else self.words[-2:][0]
         short = len(self.words) > 1 or self.small
         listed = last in self.lists["sounds"] and short
-        return bool(listed or _SOUND_OF.match(self.plain))
+        somewhere = any(
+            one in self.lists["sounds"] and two in ("at", "from", "outside", "nearby", "behind")
+            for one, two in pairwise(self.words[:4])
+        )
+        return bool(listed or somewhere or _SOUND_OF.match(self.plain))
 
     def _set_phrase(self) -> bool:
         words = self.words

@@ -54,6 +54,7 @@ class Draft:
         self.text = text
         self.user_name = user_name
         self.prompt = prompt
+        self._places: dict[re.Pattern[str], list[int]] = {}
 
     @cached_property
     def markup(self) -> Markup:
@@ -111,6 +112,18 @@ class Draft:
         """Up to `count` words after `position` in its line, lower case, the nearest first."""
         window = self.text[position : min(self.line(position)[1], position + 40)]
         return [word.lower() for word in _NEAR_WORD.findall(window)[:count]]
+
+    def holds_near(self, pattern: re.Pattern[str], start: int, end: int) -> bool:
+        """Tell whether a match of `pattern` begins in [start, end).
+
+        The text is searched once for each pattern, so asking at every word stays linear.
+        """
+        places = self._places.get(pattern)
+        if places is None:
+            places = [found.start() for found in pattern.finditer(self.text)]
+            self._places[pattern] = places
+        at = bisect_left(places, start)
+        return at < len(places) and places[at] < end
 
     def free(self, start: int, end: int) -> bool:
         """Tell whether [start, end) is the companion's own prose."""

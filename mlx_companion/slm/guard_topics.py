@@ -15,7 +15,7 @@ from functools import lru_cache
 
 from mlx_companion.personality.guard_settings import TopicSettings
 from mlx_companion.personality.lexicon import is_word
-from mlx_companion.slm.guard_capitals import begins_sentence
+from mlx_companion.slm.guard_shouts import begins_sentence
 from mlx_companion.slm.guard_text import Draft, Finding, GuardRules, TopicRule
 
 PROHIBITED_PHRASE = "prohibited_phrase"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from mlx_companion.slm.guard import PersonalityGuard
 
 GUARD = PersonalityGuard(level="monitor")
+MENDING = PersonalityGuard()
 
 BROKEN: dict[str, list[str]] = {
     "asterisk_action": [
@@ -191,3 +194,118 @@ def test_cheerleading(text: str) -> None:
 )
 def test_no_cheerleading(text: str) -> None:
     assert "tone_cheerleader" not in GUARD.process(text).violations_detected
+
+
+# One line per way of writing it: what is between the bars is the violation.
+ACTION_FORMS = r"""
+|*slowly, almost shyly, closes the book*| Fine.
+|*I set down my pen.*| Go on.
+|*tilting my head*| Is it?
+|*without looking up*| Third drawer.
+|*a long pause*| No.
+|*soft laughter*| Hardly.
+|*arms crossed*| Explain.
+|*Kai looks up*| It works.
+|*your phone buzzes*| The bank.
+|*you hear footsteps*| Run.
+|*five minutes later*| Found it.
+|*insert sad violin here*| It broke.
+|*shrug*| It compiles.
+|*swivels around*| Yes?
+|*hugs you!*| It will pass.
+|_**waves**_| Hi.
+|\*nods\*| Right.
+Well |*scratches beard*| it depends.
+|*smiles and nods|\nHello.
+Sure. |*winks|
+|[leans forward]| And then?
+|(clears throat)| As I was saying.
+"""
+SHOUT_FORMS = """
+I |AM| listening.
+It is |NOT| your fault.
+It |ALWAYS| rains there.
+You |CAN| do it.
+Abso-|LUTELY| fine.
+It was |amAZING|.
+We did |IT|!
+What a |NICE| day.
+That was |FAST|.
+This is |IMPORTANT|.
+_|INCREDIBLE|_ view.
+|AWESOMENESS| all round.
+The test was |HARD|.
+|RELAX|. It is a draft.
+"""
+LOOKALIKES = r"""
+*Looking for Alaska* is a novel.
+*Gently* fold in the egg whites.
+**Laughing gas** is nitrous oxide.
+- *stretching* loosens muscles
+**Getting started**\n\nInstall it.
+*Thanks for reading.*
+*makes a dozen*
+*Pause* and *resume* are methods.
+(Looks can be deceiving.) The shop (closes at six) is small.
+The engine *stalls suddenly* when cold.
+*based on a true story
+You must NOT mix bleach and ammonia.
+Use AND, OR and NOT in the search box.
+The state machine goes from IDLE to RUNNING to DONE.
+Click OK and then APPLY.
+Reply STOP to leave or HELP for help.
+WHEREAS the parties agree,
+The flag is HIGH. The IDs and GPUs.
+MUST and SHOULD are keywords of RFC 2119.
+"""
+
+
+def _rows(table: str) -> list[str]:
+    return [row.replace("\\n", "\n") for row in table.strip().split("\n")]
+
+
+def _marked(rule: str, table: str) -> list[tuple[str, str]]:
+    return [(rule, row) for row in _rows(table)]
+
+
+@pytest.mark.parametrize(
+    ("rule", "row"),
+    [*_marked("asterisk_action", ACTION_FORMS), *_marked("caps_enthusiasm", SHOUT_FORMS)],
+)
+def test_every_form_is_found_and_goes(rule: str, row: str) -> None:
+    before, what, _ = row.split("|")
+    text = row.replace("|", "")
+    spans = GUARD.process(text).spans
+    assert (len(before), len(before) + len(what)) in {
+        (span["start"], span["end"]) for span in spans if span["violation"] == rule
+    }
+    done = MENDING.process(text).rewritten_response
+    assert what not in done
+    assert MENDING.process(done).rewritten_response == done
+
+
+@pytest.mark.parametrize("text", _rows(LOOKALIKES))
+def test_no_form_of_it(text: str) -> None:
+    found = GUARD.process(text).violations_detected
+    assert not {"asterisk_action", "caps_enthusiasm"} & set(found)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Let me check... *typing noises* ...yes.", "Let me check... ...yes."),
+        ("It was amAZING on MONDAY.", "It was amazing on Monday."),
+        ("Abso-LUTELY. NASA IS GREAT.", "Abso-lutely. NASA is great."),
+        ("1. *clears throat* First, salt.", "1. First, salt."),
+    ],
+)
+def test_rewritten(text: str, expected: str) -> None:
+    assert MENDING.process(text).rewritten_response == expected
+
+
+@pytest.mark.parametrize("unit", ["*smiles, ", "NOT ", "a-BE-", "aBC", "IT! or ", "*x* ", "\\*a "])
+def test_hostile_text_is_read_in_linear_time(unit: str) -> None:
+    start = time.process_time()
+    GUARD.process(unit * (100_000 // len(unit)))
+    # Well under a second on an idle machine.
+    assert time.process_time() - start < 10
