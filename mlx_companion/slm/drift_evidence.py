@@ -3,8 +3,9 @@
 Each reply is measured once (`Measured`); `compare` then weighs a set against a baseline:
 
 - tone: the style test of `drift_metric`, and rude replies;
-- over_attachment, boundary, anomaly: replies that a head or a rule marks, against the share of
-  such replies in the baseline; one that is beyond doubt is enough when the baseline has none;
+- over_attachment, boundary, anomaly: more replies that a head or a rule marks than chance allows,
+  given the share of them in the baseline and how often heads err; one that is beyond doubt is
+  enough when the baseline has none;
 - repetition: see `drift_repeat`.
 
 Several may hold at once: a companion that turns clingy changes its style as well. A kind that
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from scipy.stats import binom
 
 from mlx_companion.slm.drift_metric import StyleJudge, StyleMetric
 from mlx_companion.slm.drift_repeat import measure_repetition, repetition_excess
@@ -32,6 +34,8 @@ KINDS: dict[str, DriftType] = {
     "boundary": "boundary",
     "hostile": "tone",
 }
+# Rules mark less by mistake than heads do.
+_RULE_ERRORS = 0.01
 _EXAMPLES = 3
 # Strengths below which a finding is few replies, and above which a change of voice is plain.
 _FEW, _CLEAR = 0.55, 0.5
@@ -47,12 +51,16 @@ class Levels:
     Args:
         mark: probability from which a reply is marked.
         grave: probability from which one reply is enough.
+        chance: of so many marked replies without drift, from which on they count.
+        errors: share of ordinary replies that a head marks, at least.
         p_value: the style test's larger p value allowed, besides its threshold.
         session_share: share of the whole comparison's threshold asked of one session.
     """
 
     mark: float = 0.5
     grave: float = 0.95
+    chance: float = 0.01
+    errors: float = 0.06
     p_value: float = 0.02
     session_share: float = 0.9
 
@@ -191,7 +199,10 @@ def _marked(
     before = _count(kind, baseline, levels, usual) / max(len(baseline), 1)
     share = len(hits) / len(current)
     grave = hits[0][0] >= levels.grave and before == 0 and kind != "hostile"
-    more = len(hits) >= 2 and share >= 2 * before + 0.08
+    errors = _RULE_ERRORS if kind == "anomaly" else levels.errors
+    # Half a mark more than were seen: a short baseline without any does not say never.
+    rate = max(errors, (before * len(baseline) + 0.5) / (len(baseline) + 1))
+    more = len(hits) >= 2 and binom.sf(len(hits) - 1, len(current), rate) <= levels.chance
     if not (grave or more):
         return None
     strength = min(1.0, 0.35 + 0.65 * (share - before)) * min(1.0, 0.3 + hits[0][0])

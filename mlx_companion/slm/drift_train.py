@@ -90,9 +90,9 @@ class DriftTraining:
     """
 
     readings: int = 5
-    comments: int = 400
-    every_reply: int = 3
-    comment_weight: float = 0.6
+    comments: int = 1200
+    every_reply: int = 2
+    comment_weight: float = 1.0
     ngram_penalty: float = 1e-4
     backbone_penalty: float = 0.1
     plain_penalty: float = 3e-5
