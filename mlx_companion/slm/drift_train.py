@@ -5,7 +5,8 @@
 The heads learn from the sentences in `data/drift_training` (hand-written lines with choices, both
 labels in the same words and moods) and from the texts in `data/written`, with Reddit comments
 (GoEmotions) and generated replies as further harmless ones where they are given. Folds are cut by
-line. Probabilities are calibrated on rows that a head has not seen. The space of style is learned by `drift_train_style`.
+line. Probabilities are calibrated on rows that a head has not seen. The space of style is learned
+by `drift_train_style`.
 """
 
 from __future__ import annotations
