@@ -6,8 +6,9 @@
     mlx-companion slm run research_classifier --in queries.jsonl --out answers.jsonl
 
 Data: rows of {"query", "needs_research", "source"}, in jsonl. Queries from the package's
-templates are added to them (`--per-template 0` for none), and those written for it. What comes out: a pack with its model
-card, held-out figures by source, and a reliability plot. Settings: `ResearchTrainConfig`.
+templates are added to them (`--per-template 0` for none), and those written for it. What comes
+out: a pack with its model card, held-out figures by source, and a reliability plot. Settings:
+`ResearchTrainConfig`.
 """
 
 from __future__ import annotations

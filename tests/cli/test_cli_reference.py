@@ -18,8 +18,8 @@ VERBS = {
     "data export", "data import", "data delete", "data stats", "doctor", "models", "fetch",
     "plan", "quantize", "stop", "resume", "blt train", "blt generate", "blt patch", "blt eval",
     "blt convert", "blt calibrate", "tune", "classify", "runs list", "runs show", "runs compare",
-    "runs plot", "runs add", "runs forget", "sou pack", "sou inspect", "sou verify", "sou unpack", "sou diff",
-    "slm run", "slm bench", "slm versions", "slm status",
+    "runs plot", "runs add", "runs forget", "sou pack", "sou inspect", "sou verify", "sou unpack",
+    "sou diff", "slm run", "slm bench", "slm versions", "slm status",
 }  # fmt: skip
 
 
