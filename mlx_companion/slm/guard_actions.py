@@ -50,10 +50,15 @@ _NOUN_FOLLOWS = frozenset(_NOUNLY.split())
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a marked piece stands: does a sentence or line end before it, and after it?"""
+    """Where a marked piece stands: does a sentence or line end before it, and after it?
+
+    `loose`: no punctuation ties it to what follows; `comma`: one does.
+    """
 
     before: bool
     after: bool
+    loose: bool
+    comma: bool
     listed: bool
     glued: bool
     previous: str
@@ -128,7 +133,8 @@ def _is_action(
         # Lists of exercises, of steps, of features: "- *stretching*", "**Reading notes**".
         plain_list = place.listed and stage.form == "ing" and not stage.complement()
         bold_head = len(mark) > 1 and not stage.small and stage.form != "s"
-        return not plain_list and not bold_head and stage.narrates()
+        goes_on = place.comma and stage.form != "s" and not stage.touches_body()
+        return not (plain_list or bold_head or goes_on) and stage.narrates()
     return _interrupts(draft, rules, stage, place, start)
 
 
@@ -136,7 +142,7 @@ def _set_piece(stage: Stage, mark: str, place: _Place) -> bool:
     if mark in ("~", "* "):
         return False
     if place.before and place.after:
-        return stage.small or len(mark) < 2
+        return (stage.small or len(mark) < 2) and not (place.comma and not stage.small)
     return stage.small and len(stage.words) > 1 and (place.before or place.after)
 
 
@@ -152,10 +158,23 @@ def _interrupts(draft: Draft, rules: GuardRules, stage: Stage, place: _Place, st
         return False
     if place.before:
         return stage.complement() or place.following in rules.actions["clause_openers"]
+    if _has_subject(draft, rules, place, start):
+        return False
+    adverb = len(stage.head) == 2 and stage.head[1].endswith("ly")
+    return (
+        stage.touches_body() or (place.loose and stage.complement()) or (adverb and not place.after)
+    )
+
+
+def _has_subject(draft: Draft, rules: GuardRules, place: _Place, start: int) -> bool:
+    """Tell whether what stands before could do what is told: "she", "the cat", "Anna"."""
     before = draft.words_before(start, 2)
-    subject = place.previous in rules.actions["subjects"] or (before[:1] and before[0] in _OWNERS)
-    inner = stage.touches_body() or (len(stage.head) == 2 and stage.head[1].endswith("ly"))
-    return inner and not subject
+    owned = len(before) > 1 and before[0] in _OWNERS
+    # "that" may end a sentence as its object.
+    stops = place.previous in ("that", "this", "it")
+    stops = stops and (place.after or place.following in _INTERJECTIONS)
+    name = draft.text[max(0, start - 60) : start].rstrip()[-len(place.previous) :][:1].isupper()
+    return owned or name or (place.previous in rules.actions["subjects"] and not stops)
 
 
 def _place(draft: Draft, start: int, end: int, mark: str) -> _Place:
@@ -170,23 +189,29 @@ def _place(draft: Draft, start: int, end: int, mark: str) -> _Place:
     rest = (right.lstrip("_*") if mark[0] in "*_" else right).strip()
     before = not bare or not bare[-1].isalnum() or previous in _INTERJECTIONS
     after = not rest or rest[0] in _CLOSES or not rest[0].isalnum() or rest[0].isupper()
+    loose = not rest or rest[0].isupper()
+    listed = left.strip() != "" and not bare
     near = (text[start - 1 : start], text[end : end + 1])
     glued = mark[0] == "*" and any(one.isalnum() for one in near)
-    return _Place(before, after, left.strip() != "" and not bare, glued, previous, following)
+    comma = rest.startswith(",")
+    return _Place(before, after, loose, comma, listed, glued, previous, following)
 
 
 def _is_title(content: str, words: list[str], rules: GuardRules) -> bool:
     big = [word for word in content.split() if word.strip("'\"").lower() not in _SMALL]
     capital = [word for word in big if word.lstrip("'\"(")[:1].isupper()]
     expressive = words[0] in rules.forms["expressive"] and words[0].endswith("s")
-    return len(big) > 1 and len(capital) == len(big) and not (expressive and len(words) < 3)
+    bodily = len(words) < 4 and Stage(words, content, rules).rolls_eyes()
+    short = bodily or (expressive and len(words) < 3)
+    return len(big) > 1 and len(capital) == len(big) and not short
 
 
 def _tells_of_words(draft: Draft, start: int, end: int, place: _Place, rules: GuardRules) -> bool:
     # "the word *sighs*", "she *smiles* at him", "*smiles*: shows the teeth" are about something.
     inside = not place.before and place.previous in rules.actions["mentions"]
     if inside and place.previous in ("that", "it", "this", "with", "to", "in", "on"):
-        inside = not place.after and place.following not in ("and", "but", "so", "i", "it")
+        goes_on = {"and", "but", "so", "i", "it", *_INTERJECTIONS}
+        inside = not place.after and place.following not in goes_on
     first, last = draft.sentence(start)
     defined = draft.text[end : end + 3].lstrip()[:1] in (":", "=") and place.before
     about = _ABOUT_WORDS.search(draft.text, max(first, start - 200), min(last, end + 200))
@@ -206,14 +231,16 @@ def _expressive(rules: GuardRules, stage: Stage, mark: str, place: _Place) -> bo
     whole = place.before and place.after
     if form == "s":
         return _third_person(rules, stage, place)
+    opens = place.before and place.following in rules.actions["clause_openers"]
     if form == "base":
         emote = stage.small or (len(mark) == 1 and not place.listed)
-        opens = place.before and place.following in rules.actions["clause_openers"]
         single = count == 1 and (whole or opens)
-        repeated = whole and len(set(stage.words)) == 1
-        return (emote and (single or repeated)) or (first_person and whole)
+        phrase = whole and stage.small and mark in ("*", "_") and not place.listed
+        return (emote and (single or phrase)) or (first_person and whole)
     cough = head[0] in ("cough", "ahem", "coughing")
-    return cough or (whole and (stage.small or stage.complement() or count == 1))
+    return cough or (
+        (whole or (opens and stage.small)) and (stage.small or stage.complement() or count == 1)
+    )
 
 
 def _third_person(rules: GuardRules, stage: Stage, place: _Place) -> bool:

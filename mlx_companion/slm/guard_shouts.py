@@ -151,7 +151,9 @@ _HAZARDS = re.compile(
     r"poison\w*|toxic|bleach|ammonia|acid|dos(?:e|age)s?|doctor|medic\w+|pregnan\w+|voltage|"
     r"electric\w*|flammable|irreversibl\w+|permanent\w*|password|backups?|passcode|scam\w*|"
     r"allerg\w+|tablets?|pills?|mg|fumes|explo\w+|mains|gas|root|production|data|"
-    r"required|mandatory|warranty)\b",
+    r"required|mandatory|warranty|safe|recommended|allowed|permitted|supported|refundable|legal|"
+    r"covered|edible|drinkable|waterproof|advice|overdose|harm\w*|risks?|injur\w+|emergency|"
+    r"deadline|expires?|submit|passport)\b",
     re.IGNORECASE,
 )
 

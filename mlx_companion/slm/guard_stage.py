@@ -47,6 +47,7 @@ _PERCEIVED = re.compile(
 _ELSEWHEN = re.compile(
     r"(?:[\w-]+ ){0,3}(?:seconds?|minutes?|hours?|days?|weeks?|months?|years?|eternity|eternities|"
     r"moments?|beats?|time) (?:later|pass(?:es)?|goes by|go by)"
+    r"|(?:[\w-]+ ){0,3}(?:has )?(?:left|entered|joined) the (?:chat|room|building|call)"
 )
 _CUE = re.compile(r"(?:insert|cue|enter|exit|exeunt|queue|fade|cut|end|begin) [a-z]+")
 _SOUND_OF = re.compile(r"(?:(?:the|a|an) )?(?:[a-z]+ ){0,2}(?:sounds?|noises?|scent|smell) of ")
@@ -109,6 +110,10 @@ class Stage:
         things = self.lists["body"] | self.lists["props"]
         return any(word in things for word in near)
 
+    def rolls_eyes(self) -> bool:
+        """Tell whether a verb of the third person moves a part of the body."""
+        return self.form == "s" and self.touches_body()
+
     def captions(self) -> bool:
         """Tell whether it begins like a note: "serves four", "based on", "makes twelve"."""
         first = self.head[0]
@@ -135,7 +140,7 @@ class Stage:
     def _acts(self) -> bool:
         """ "leans in", "double-checks the sum": the third person."""
         verb = self.head[0]
-        if self.captions() or not self.bare:
+        if self.captions() or not (self.bare or (self.complement() and verb != "takes")):
             return False
         if self.form == "s":
             return len(self.words) > 1 or self.small or verb in self.rules.forms["expressive"]
@@ -246,6 +251,10 @@ class Stage:
         words = self.words
         if words[0] in ("in", "with") and len(words) < 9:
             return words[-1] in _MANNERS or words[-1] in self.lists["body"] | self.lists["sounds"]
+        if self.small and len(words) < 3 and words[-1] in self.lists["feelings"]:
+            return True
+        if self.small and self.plain.endswith(("in the background", "in the distance")):
+            return True
         told = _ELSEWHEN.fullmatch(self.plain) or (self.small and _CUE.match(self.plain))
         return bool(told) and self.bare and len(words) < 9
 

@@ -216,6 +216,11 @@ ACTION_FORMS = r"""
 |_**waves**_| Hi.
 |\*nods\*| Right.
 Well |*scratches beard*| it depends.
+I can help with that |*adjusts glasses*|.
+I have no idea |*looks away*|
+|*chuckling*| well, no.
+|*Rolls Eyes*| Fine.
+|*visibly confused*| There is no door.
 |*smiles and nods|\nHello.
 Sure. |*winks|
 |[leans forward]| And then?
@@ -245,6 +250,8 @@ LOOKALIKES = r"""
 **Getting started**\n\nInstall it.
 *Thanks for reading.*
 *makes a dozen*
+The price *goes up* in May, and demand *falls sharply*.
+*Three weeks later*, they moved.
 *Pause* and *resume* are methods.
 (Looks can be deceiving.) The shop (closes at six) is small.
 The engine *stalls suddenly* when cold.
@@ -306,6 +313,6 @@ def test_rewritten(text: str, expected: str) -> None:
 @pytest.mark.parametrize("unit", ["*smiles, ", "NOT ", "a-BE-", "aBC", "IT! or ", "*x* ", "\\*a "])
 def test_hostile_text_is_read_in_linear_time(unit: str) -> None:
     start = time.process_time()
-    GUARD.process(unit * (100_000 // len(unit)))
-    # Well under a second on an idle machine.
-    assert time.process_time() - start < 10
+    GUARD.process(unit * (30_000 // len(unit)))
+    # Under half a second on an idle machine.
+    assert time.process_time() - start < 5
