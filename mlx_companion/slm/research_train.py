@@ -64,16 +64,18 @@ class ResearchTrainConfig:
         ConfigError: fewer than two folds, or a negative share.
     """
 
-    hidden_penalty: float = 0.1
-    encoder_penalty: float = 0.03
-    ngram_penalty: float = 1e-4
+    hidden_penalty: float = 0.03
+    encoder_penalty: float = 0.01
+    ngram_penalty: float = 3e-5
     factor_penalty: float = 1e-3
     pair_penalty: float = 1e-3
     folds: int = 5
     shares: dict[str, float] = field(
         default_factory=lambda: {
             "generated": 3.0,
-            "nq_open": 2.0,
+            "nq_open": 3.5,
+            "clinc": 2.0,
+            "hwu64": 1.5,
             "clinc_more": 0.5,
             "gsm8k": 0.2,
             "remarks": 0.3,
