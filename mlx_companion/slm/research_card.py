@@ -29,8 +29,8 @@ and settings give the same pack.
 
 Licences: CLINC150 CC BY 3.0 (Larson et al., 2019); HWU64 CC BY 4.0 (Liu et al., 2019); GSM8K MIT
 (Cobbe et al., 2021); Natural Questions, open version, CC BY-SA 3.0 (Kwiatkowski et al., 2019);
-GoEmotions Apache-2.0 (Demszky et al., 2020); generated queries by this package's templates. The
-pack holds weights only, no texts.
+GoEmotions Apache-2.0 (Demszky et al., 2020); generated queries by this package's templates, and
+`written_*` one by one for it (`slm/data/written`, Apache-2.0). The pack holds weights only.
 
 ## Held-out figures
 
