@@ -41,7 +41,7 @@ SETTINGS: dict[str, dict[str, tuple[int, int, int, int]]] = {
     },
 }
 LEVELS = [("q8", "rtn"), ("q6", "rtn"), ("q4", "rtn"), ("mxfp4", "rtn"), ("nvfp4", "rtn"),
-          ("q3", "rtn"), ("q4", "auto"), ("q3", "auto"), ("q6", "auto")]  # fmt: skip
+          ("q3", "rtn"), ("q4", "auto"), ("q3", "auto")]  # fmt: skip
 # Of the table of levels; the contest takes all.
 TABLE_TOKENS = 4096
 
