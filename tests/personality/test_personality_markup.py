@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import not_hanging
 
 from mlx_companion.personality.markup import KINDS, PROTECTED, scan
 
@@ -85,8 +84,7 @@ def test_spans_are_what_is_inside(text: str) -> None:
 @pytest.mark.parametrize(
     "unit", ["`", '"a ', "<!--", "[a](", "$a ", "\\(", "_a", "'a ", "a.", "\n"]
 )
-def test_hostile_texts_cost_little(unit: str) -> None:
+def test_hostile_texts_are_read(unit: str) -> None:
     text = unit * (60_000 // len(unit))
-    start = time.process_time()
-    scan(text)
-    assert time.process_time() - start < 2.5
+    with not_hanging():
+        assert scan(text).text == text

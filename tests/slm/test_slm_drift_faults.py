@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import not_hanging
 
 from mlx_companion.slm.drift_anomaly import anomalies
 from mlx_companion.slm.drift_repeat import measure_repetition, repetition_excess
@@ -69,11 +68,10 @@ def test_any_text_is_judged(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["a " * 50_000, "<" * 100_000, "\n" * 100_000, "a" * 100_000])
-def test_hostile_lengths_take_no_time(text: str) -> None:
-    start = time.process_time()
-    anomalies(text)
-    measure_repetition([text, text])
-    assert time.process_time() - start < 1.0
+def test_hostile_lengths_are_judged(text: str) -> None:
+    with not_hanging():
+        assert anomalies(text)
+        measure_repetition([text, text])
 
 
 def _different(count: int) -> list[str]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
+from patience import not_hanging
 
 from mlx_companion.slm.guard import PersonalityGuard
 
@@ -311,8 +310,7 @@ def test_rewritten(text: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize("unit", ["*smiles, ", "NOT ", "a-BE-", "aBC", "IT! or ", "*x* ", "\\*a "])
-def test_hostile_text_is_read_in_linear_time(unit: str) -> None:
-    start = time.process_time()
-    GUARD.process(unit * (30_000 // len(unit)))
-    # Under half a second on an idle machine.
-    assert time.process_time() - start < 5
+def test_hostile_text_is_read(unit: str) -> None:
+    text = unit * (30_000 // len(unit))
+    with not_hanging():
+        assert GUARD.process(text).original_response == text

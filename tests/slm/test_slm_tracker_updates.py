@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
+from patience import not_hanging
 
 from mlx_companion.slm.tracker_updates import find_updates, undo
 
@@ -77,8 +76,7 @@ def test_a_hedge_lowers_the_confidence():
     assert unsure.confidence < sure.confidence
 
 
-def test_long_texts_take_no_long_time():
-    start = time.process_time()
-    for piece in ("please ", "i'd like you to ", "'a ", "I live in A ", "call me "):
-        find_updates(piece * 2000)
-    assert time.process_time() - start < 5
+def test_long_hostile_texts_are_read():
+    with not_hanging():
+        for piece in ("please ", "i'd like you to ", "'a ", "I live in A ", "call me "):
+            assert len(find_updates(piece * 2000)) < 2000
