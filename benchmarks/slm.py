@@ -116,7 +116,8 @@ async def compare(repeats: int, prompted: int) -> dict[str, Any]:
     theirs: dict[str, list[dict[str, float]]] = {name: [] for name in JOBS}
     async with SLMOrchestrator(mc.load_config(SLMConfig, None, PATIENT)) as modules:
         for round_ in range(prompted):
-            for row in await measure_latencies(modules, max(1, repeats // prompted)):
+            share = max(1, repeats // prompted)
+            for row in await measure_latencies(modules, share, inputs=inputs):
                 ours.setdefault(row.name, []).append(row)
             message = next(inputs)
             for name in MODULES:

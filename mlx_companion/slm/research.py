@@ -198,7 +198,7 @@ class ResearchClassifier(SLMModule[ResearchResult]):
         readers = {FULL: [self._backbone, self._encoder], BACKBONE: [self._backbone]}.get(head, [])
         adapters = [reader for reader in readers if reader is not None]
         for adapter in adapters:
-            # Each on a thread of its own, at the same time as what follows.
+            # Asked first: what follows goes on meanwhile.
             adapter.prefetch(texts)
         light = [
             self._ngrams.transform(texts),
