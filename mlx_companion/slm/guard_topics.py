@@ -19,7 +19,7 @@ from mlx_companion.slm.guard_shouts import begins_sentence
 from mlx_companion.slm.guard_text import Draft, Finding, GuardRules, TopicRule
 
 PROHIBITED_PHRASE = "prohibited_phrase"
-# "After a mocha and a walk" is served; "a mocha wall" is painted.
+# "A latte and a roll, please" is served; "a latte wall" is painted.
 _SERVED = re.compile(r"\b(?:a|an|another|my|your) $", re.IGNORECASE)
 _NO_NOUN = re.compile(
     r"\s*(?:[^\w\s]|$)| (?:and|or|with|for|to|in|at|on|before|after|from|is|first)\b"
