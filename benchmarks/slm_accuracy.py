@@ -47,7 +47,7 @@ SERIES = {
     "research need": ("research_classifier", "calibration", "blt-space"),
     "formal": ("context_tracker", "calibration", "token"),
     "user attached": ("drift_monitor", "user calibration", "blt-entropy"),
-    "assistant attached": ("drift_monitor", "assistant calibration", "flat"),
+    "reply attached": ("drift_monitor", "assistant calibration", "flat"),
 }
 
 

@@ -137,11 +137,13 @@ def reliability_svg(probabilities: np.ndarray, labels: np.ndarray, title: str) -
     width = _SIZE + 2 * _EDGE
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {width}" '
+        f'width="{2 * width}" height="{2 * width}" '
         'font-family="sans-serif" font-size="11" fill="#333">',
         f"<title>{title}: confidence and accuracy</title>",
         f'<rect width="{width}" height="{width}" fill="#fff"/>',
         *_axes(),
-        f'<text x="{width / 2}" y="20" text-anchor="middle">{title}: calibration error '
+        f'<text x="{width / 2}" y="14" text-anchor="middle">{title}</text>',
+        f'<text x="{width / 2}" y="28" text-anchor="middle" font-size="9">calibration error '
         f"{100 * error:.1f} %, {len(labels):,} rows</text>",
         *_marks(points),
         "</svg>",
