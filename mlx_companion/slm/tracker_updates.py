@@ -51,14 +51,20 @@ class Statement:
 _NO_NAME_TEXT = """
     a an the not sure sorry tired happy sad back here there when if later tomorrow maybe crazy
     names out old young stupid lazy at in on by for and but so just very really what that this
-    it your my his her their whatever anything something sometime today tonight again asap now
+    whenever anytime soon it your my his her their whatever anything something sometime today tonight again asap now
     please paranoid weird lucky spoiled naive cheap picky skeptical cynical
 """
 _NO_NAME = frozenset(_NO_NAME_TEXT.split())
+_TITLES = frozenset({"dr", "mr", "mrs", "ms", "prof", "professor", "sir"})
 
 
 def _named(match: re.Match[str]) -> str | None:
-    name = match["name"].strip(" '’-")
+    words = match["name"].strip(" '’-").split()
+    # The pattern takes either case: of what follows a name, only capitals belong to it.
+    titled = 1 + (words[:1] != [] and words[0].rstrip(".").lower() in _TITLES)
+    while len(words) > titled and not words[-1][0].isupper():
+        words.pop()
+    name = " ".join(words)
     if not name or name.lower() in _NO_NAME or len(name) < 2:
         return None
     return name if name[0].isupper() else name.title()
