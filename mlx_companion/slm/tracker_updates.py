@@ -51,8 +51,8 @@ class Statement:
 _NO_NAME_TEXT = """
     a an the not sure sorry tired happy sad back here there when if later tomorrow maybe crazy
     names out old young stupid lazy at in on by for and but so just very really what that this
-    whenever anytime soon it your my his her their whatever anything something sometime today tonight again asap now
-    please paranoid weird lucky spoiled naive cheap picky skeptical cynical
+    it your my his her their whatever anything something sometime today tonight again asap now
+    whenever anytime soon please paranoid weird lucky spoiled naive cheap picky skeptical cynical
 """
 _NO_NAME = frozenset(_NO_NAME_TEXT.split())
 _TITLES = frozenset({"dr", "mr", "mrs", "ms", "prof", "professor", "sir"})
