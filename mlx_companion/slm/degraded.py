@@ -18,13 +18,14 @@ from mlx_companion.errors import SLMError
 from mlx_companion.runtime.files import sha256_file
 from mlx_companion.slm.module import SLMModule
 from mlx_companion.slm.packs import RULES, SETTINGS, Pack, packaged
+from mlx_companion.slm.research_factors import CUTOFF
 
 # No head without weights; the figures that the classifier's rules go by are low ones.
 _PLAIN: dict[str, dict[str, Any]] = {
     "research_classifier": {
         "calibration": {},
         "ngrams": {},
-        "cutoff": "2024-06",
+        "cutoff": CUTOFF,
         "table_precision": {"research": 0.7, "answer": 0.7, "none": 0.5},
     },
     "personality_guard": {},

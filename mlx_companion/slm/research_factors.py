@@ -43,6 +43,9 @@ _SAYS = {
 # Measures of form: they help the head and explain nothing.
 _FORM = ("short", "long", "asks", "digits", "first_person")
 
+# What a model may know, where nobody says what the one at hand does.
+CUTOFF = "2023-12-31"
+
 
 class Ruling(NamedTuple):
     """What the decision table says.

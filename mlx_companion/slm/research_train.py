@@ -36,7 +36,7 @@ from mlx_companion.slm.ngrams import NGramConfig, NGrams
 from mlx_companion.slm.packs import RULES, Pack, packaged, save_pack
 from mlx_companion.slm.research import BACKBONE, FULL, LIGHT, ResearchClassifier, as_date
 from mlx_companion.slm.research_card import card
-from mlx_companion.slm.research_factors import Rules, load_rules
+from mlx_companion.slm.research_factors import CUTOFF, Rules, load_rules
 from mlx_companion.slm.research_queries import Query
 from mlx_companion.slm.scores import BinaryScores, binary_scores
 
@@ -81,7 +81,7 @@ class ResearchTrainConfig:
             "remarks": 0.3,
         }
     )
-    cutoff: str = "2023-12-31"
+    cutoff: str = CUTOFF
     today: str = "2026-01-01"
     ngrams: NGramConfig = field(default_factory=NGramConfig)
     relatives: tuple[tuple[str, ...], ...] = (("clinc", "clinc_more", "clinc_outside"),)
