@@ -117,7 +117,7 @@ def stream_generate(
     text = ReplyText(lm, stop)
     while not text.finished and not switch.requested:
         # Entered for each token: between two of them the caller may run other models.
-        with fast_cpu(lm.model), attending_to_packed(lm.model):
+        with fast_cpu(lm.model), attending_to_packed(lm.model, prompt_cache or ()):
             token = next(steps, None)
         if token is None:
             break

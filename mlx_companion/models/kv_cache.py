@@ -17,7 +17,7 @@ the model's number type, and begins after 5,000 tokens unless told otherwise.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -251,8 +251,16 @@ def quantized_cache(model: nn.Module, how: int | str | KVBits) -> list[Any]:
 
 
 @contextmanager
-def attending_to_packed(model: nn.Module) -> Iterator[None]:
-    """Let a model's attention read `QuantizedCache` inside the block; others it reads as before."""
+def attending_to_packed(model: nn.Module, cache: Sequence[Any] | None = None) -> Iterator[None]:
+    """Let a model's attention read `QuantizedCache` inside the block; others it reads as before.
+
+    Args:
+        model: an mlx-lm model.
+        cache: the one that is read, where that is known: without a packed part nothing is done.
+    """
+    if cache is not None and not any(isinstance(part, QuantizedCache) for part in cache):
+        yield
+        return
     now = {place: f for place, f in functions_of(model).items() if place.name == ATTENTION}
     with swapped({place: _reading_packed(function) for place, function in now.items()}):
         yield
