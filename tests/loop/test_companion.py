@@ -196,15 +196,27 @@ def fails(item: Any) -> Any:
     raise RuntimeError("out of order")
 
 
+# A module that hangs does so until the test is over, however long that takes.
+released = threading.Event()
+
+
+@pytest.fixture
+def hanging() -> Iterator[None]:
+    released.clear()
+    yield
+    released.set()
+
+
 BROKEN = {
     "raises": (fails, "out of order"),
-    "hangs": (lambda item: time.sleep(1.5), "timeout"),
+    "hangs": (lambda item: released.wait(), "timeout"),
     "nonsense": (lambda item: {"needs": "what?"}, "answered with a dict"),
     "nan": (lambda item: ResearchResult(True, float("nan"), "", ""), "nonsense"),
     "exits": (lambda item: exec("raise SystemExit"), "SystemExit"),
 }
 
 
+@pytest.mark.usefixtures("hanging")
 @pytest.mark.parametrize("how", list(BROKEN))
 @pytest.mark.parametrize("name", list(world.WORK))
 def test_a_broken_module_never_breaks_a_reply(store: Store, name: str, how: str) -> None:

@@ -7,10 +7,15 @@ word of it comes from the database that is judged.
 from __future__ import annotations
 
 import random
+import signal
 import subprocess
 import sys
-import time
+import threading
 from collections import defaultdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from mlx_companion.slm.sync import ContextSyncManager
@@ -18,26 +23,32 @@ from mlx_companion.store import Store
 
 TOTAL, WRITERS, GROUP, PROCESSES = 10_000, 8, 25, 2
 PER_WRITER = TOTAL // WRITERS
+# Rounds that end with a kill, and how far each writer may go in one of them: all of them together
+# leave something to write, so no process can have ended before it is killed.
+KILLED, STRETCH = 3, PER_WRITER // 4
 
 # Four writers and one that decides, in each of two processes. A writer goes on where its own
-# acknowledgements ended, so the group that was cut off by a kill is queued again, same ids.
+# acknowledgements ended, so the group that was cut off by a kill is queued again, same ids. With a
+# stretch to write, the process stays when its writers are at the end of it.
 WORKER = """
 import sys, threading, time
 import mlx_companion
 from mlx_companion.slm.sync import ContextSyncManager, SyncConfig
 from mlx_companion.store import Store
-file, per_writer, group = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-begun = {name: int(start) for name, start in (one.split("=") for one in sys.argv[4:])}
+file, stretch = sys.argv[1], int(sys.argv[2])
+per_writer, group = int(sys.argv[3]), int(sys.argv[4])
+begun = {name: int(start) for name, start in (one.split("=") for one in sys.argv[5:])}
 store = Store(file)
 sync = ContextSyncManager(store, SyncConfig(capacity=400))
 say, left = threading.Lock(), threading.Semaphore(0)
 
 def write(name, start):
-    for first in range(start, per_writer, group):
-        numbers = range(first, min(first + group, per_writer))
+    end = min(start + stretch, per_writer)
+    for first in range(start, end, group):
+        numbers = range(first, min(first + group, end))
         sync.queue_updates(
             [{"key": f"k.{n % 40}", "value": f"{name} {n}", "confidence": 0.9} for n in numbers],
-            source=name, ids=[f"{name}-{n}" for n in numbers], timeout=60)
+            source=name, ids=[f"{name}-{n}" for n in numbers], timeout=600)
         with say:
             sys.stdout.write(f"{name} {numbers[-1]}\\n")
             sys.stdout.flush()
@@ -53,6 +64,8 @@ for name, start in begun.items():
     threading.Thread(target=write, args=(name, start)).start()
 for _ in begun:
     left.acquire()
+if stretch < per_writer:
+    threading.Event().wait()
 sync.process_queue()
 print("end", flush=True)
 import os
@@ -71,18 +84,47 @@ class Crowd:
     def finished(self) -> bool:
         return all(last == PER_WRITER - 1 for last in self.acknowledged.values())
 
-    def start(self) -> subprocess.Popen[str]:
-        begun = [f"{name}={last + 1}" for name, last in self.acknowledged.items()]
-        command = [sys.executable, "-c", WORKER, str(self.file), str(PER_WRITER), str(GROUP)]
-        return subprocess.Popen([*command, *begun], stdout=subprocess.PIPE, text=True)
+    def killed_after(self, lines: int) -> None:
+        """Let them write, and kill them when they have acknowledged `lines` groups."""
+        with self._running(STRETCH) as process:
+            assert process.stdout is not None
+            # Read first, so that the kill falls into the writing and not into the imports.
+            told = [process.stdout.readline() for _ in range(lines)]
+            process.kill()
+            assert all(told)
+            self._note("".join(told) + process.stdout.read())
+        assert process.returncode == -signal.SIGKILL
 
-    def collect(self, process: subprocess.Popen[str], first: str) -> None:
-        told, _ = process.communicate(timeout=100)
-        for line in (first + told).splitlines(keepends=True):
+    def to_the_end(self) -> None:
+        with self._running(PER_WRITER) as process:
+            assert process.stdout is not None
+            self._note(process.stdout.read())
+        assert process.returncode == 0
+
+    @contextmanager
+    def _running(self, stretch: int) -> Iterator[subprocess.Popen[str]]:
+        begun = [f"{name}={last + 1}" for name, last in self.acknowledged.items()]
+        sizes = [str(number) for number in (stretch, PER_WRITER, GROUP)]
+        command = [sys.executable, "-c", WORKER, str(self.file), *sizes, *begun]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            hung = threading.Timer(600, process.kill)
+            hung.start()
+            yield process
+            process.wait()
+            hung.cancel()
+
+    def _note(self, told: str) -> None:
+        for line in told.splitlines(keepends=True):
             name, _, last = line.rstrip("\n").partition(" ")
             # A line that a kill cut short acknowledges nothing.
             if line.endswith("\n") and name in self.acknowledged:
                 self.acknowledged[name] = max(self.acknowledged[name], int(last))
+
+
+def at_once(acts: list[Callable[[], None]]) -> None:
+    with ThreadPoolExecutor(len(acts)) as pool:
+        for one in [pool.submit(act) for act in acts]:
+            one.result()
 
 
 def test_ten_thousand_updates_survive_random_kills(tmp_path: Path) -> None:
@@ -90,27 +132,22 @@ def test_ten_thousand_updates_survive_random_kills(tmp_path: Path) -> None:
     Store(file).close()
     names = [f"w{n}" for n in range(WRITERS)]
     crowds = [Crowd(file, names[n::PROCESSES]) for n in range(PROCESSES)]
-    kills = 0
-    for attempt in range(20):
-        running = [(crowd, crowd.start()) for crowd in crowds if not crowd.finished]
-        for crowd, process in running:
-            first = ""
-            if attempt < 3:
-                # Waited for, so that a kill falls into the writing and not into the imports.
-                assert process.stdout is not None
-                first = process.stdout.readline()
-                time.sleep(chance.uniform(0.0, 0.25))
-                kills += process.poll() is None
-                process.kill()
-            crowd.collect(process, first)
+    most = len(crowds[0].names) * (STRETCH // GROUP)
+    for attempt in range(KILLED + 1):
+        if attempt < KILLED:
+            lines = [chance.randint(1, most // 2) for _ in crowds]
+            at_once(
+                [partial(crowd.killed_after, n) for crowd, n in zip(crowds, lines, strict=True)]
+            )
+            assert not any(crowd.finished for crowd in crowds)
+        else:
+            at_once([crowd.to_the_end for crowd in crowds])
+            assert all(crowd.finished for crowd in crowds)
         with Store(file) as store:  # opening checks the file
             kept = {entry.id for entry in store.context.history()}
             for crowd in crowds:
                 for name, last in crowd.acknowledged.items():
                     assert kept >= {f"{name}-{n}" for n in range(last + 1)}
-        if all(crowd.finished for crowd in crowds):
-            break
-    assert kills >= 3
     with Store(file) as store:
         sync = ContextSyncManager(store)
         sync.process_queue()
