@@ -118,7 +118,7 @@ class Companion:
         self._research_seconds = research_seconds
         self._budget = budget_tokens
         self._owns_store = False
-        self._modules = Modules(store, served.profile, slm, factory)
+        self._modules = Modules(store, served.profile, slm, factory, served.lm)
         # One thread for the model: its replies and its loading never run beside each other.
         self._model_thread = Worker("companion-model")
         self._research_lane = Lane("research-tool")

@@ -16,6 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 from mlx_companion.errors import CompanionError
 from mlx_companion.loop.trace import TraceStep, short
 from mlx_companion.loop.watch import Watcher
+from mlx_companion.models import LanguageModel
 from mlx_companion.personality import Profile
 from mlx_companion.slm.config import SLMConfig
 from mlx_companion.slm.factory import SLMFactory
@@ -52,6 +53,7 @@ class Modules:
         profile: that the guard keeps.
         config: of the modules.
         factory: of modules of one's own; what it builds is used as it is.
+        served: the model that answers; modules that read the same one share its weights.
     """
 
     def __init__(
@@ -60,10 +62,11 @@ class Modules:
         profile: Profile,
         config: SLMConfig | None = None,
         factory: SLMFactory | None = None,
+        served: LanguageModel | None = None,
     ) -> None:
         self.store = store
         self.registry = SLMRegistry(store)
-        self.factory = factory or self._factory(profile, config)
+        self.factory = factory or self._factory(profile, config, served)
         self.orchestrator = SLMOrchestrator(config, self.factory)
         self._traffic: list[tuple[ModuleOutcome, Any]] = []
 
@@ -145,15 +148,24 @@ class Modules:
                 step.failed(f"{name} {outcome.status}: {outcome.error}{instead}")
         return report
 
-    def _factory(self, profile: Profile, config: SLMConfig | None) -> SLMFactory:
+    def _factory(
+        self, profile: Profile, config: SLMConfig | None, served: LanguageModel | None
+    ) -> SLMFactory:
         try:
             packs = self.registry.packs()
         except CompanionError:
             # Not even a shipped pack can be read; each module then says so when it is loaded.
             packs = {}
-        factory = SLMFactory(config, packs=packs, options={GUARD: {"profile": profile}})
-        factory.register_module(DRIFT, lambda: Watcher(self.store, packs.get(DRIFT)))
-        factory.register_module(TRACKER, lambda: self._tracker(packs.get(TRACKER)))
+        options = {GUARD: {"profile": profile}}
+        factory = SLMFactory(config, packs=packs, options=options, served=served)
+
+        def folder(name: str) -> Path | None:
+            return packs.get(name, factory.config.module(name).pack)
+
+        factory.register_module(
+            DRIFT, lambda: Watcher(self.store, folder(DRIFT), backbone=factory.get_slm())
+        )
+        factory.register_module(TRACKER, lambda: self._tracker(folder(TRACKER)))
         return factory
 
     def _tracker(self, pack: Path | None) -> SLMModule[ContextResult]:

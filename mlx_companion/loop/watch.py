@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from mlx_companion.errors import CompanionError
 from mlx_companion.runtime.logs import get_logger
+from mlx_companion.slm.backbone import BaseSLMAdapter
 from mlx_companion.slm.module import SLMModule
 from mlx_companion.slm.results import DriftResult
 from mlx_companion.store import Store
@@ -48,18 +49,23 @@ class Watcher(SLMModule[DriftResult]):
         store: where.
         pack: folder of its pack; the shipped one by default.
         monitor: by default `DriftMonitor` with this pack.
+        backbone: that the monitor reads replies with; the process's shared one by default.
     """
 
     name = "drift_monitor"
 
     def __init__(
-        self, store: Store, pack: Path | None = None, *, monitor: Monitor | None = None
+        self,
+        store: Store,
+        pack: Path | None = None,
+        *,
+        monitor: Monitor | None = None,
+        backbone: BaseSLMAdapter | None = None,
     ) -> None:
         if monitor is None:
             from mlx_companion.slm.drift import DriftMonitor
-            from mlx_companion.slm.packs import load_pack
 
-            monitor = DriftMonitor(pack=None if pack is None else load_pack(pack, self.name))
+            monitor = DriftMonitor(pack=pack, backbone=backbone)
         self._store, self._monitor = store, monitor
         self.version = monitor.version
         state = store.module_states.get(self.name)

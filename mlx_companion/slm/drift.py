@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -90,7 +91,7 @@ class DriftMonitor(SLMModule[DriftResult]):
     """Watches the assistant's replies and the person's messages.
 
     Args:
-        pack: weights and thresholds; those of the package unless told.
+        pack: a pack or its folder; the one that comes with the package unless told.
         backbone: gives the shared backbone's features; the default one, loaded when first used.
             False for heads over n-grams alone.
         config: settings.
@@ -102,13 +103,14 @@ class DriftMonitor(SLMModule[DriftResult]):
     def __init__(
         self,
         *,
-        pack: Pack | None = None,
+        pack: Pack | str | Path | None = None,
         backbone: BaseSLMAdapter | bool | None = None,
         config: DriftConfig | None = None,
         probe: Callable[[str], str] | None = None,
     ) -> None:
         self.config = config or DriftConfig()
-        pack = pack or load_pack(packaged(self.name), self.name)
+        if not isinstance(pack, Pack):
+            pack = load_pack(pack or packaged(self.name), self.name)
         self.version = pack.version
         self._metric = StyleMetric.from_arrays(pack.arrays, len(FEATURES))
         self._judge = StyleJudge.from_settings(pack.settings.get("style", {}))

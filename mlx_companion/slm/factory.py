@@ -31,6 +31,7 @@ from mlx_companion.slm.results import ModuleResult
 from mlx_companion.slm.slms import Backbones, MakeSLM, SLMInfo
 
 if TYPE_CHECKING:
+    from mlx_companion.models.load import LanguageModel
     from mlx_companion.slm.backbone import BaseSLMAdapter
 
 CLASSES = {
@@ -63,6 +64,8 @@ class SLMFactory:
         config: which backbone, packs, thresholds.
         packs: folders of packs by module, over those of `config` (a registry's active versions).
         options: keyword arguments by module, such as {"personality_guard": {"profile": mine}}.
+        served: a loaded model that answers meanwhile; a backbone that is the same takes its weights
+            (see `sharing.py`).
     """
 
     def __init__(
@@ -71,12 +74,13 @@ class SLMFactory:
         *,
         packs: Mapping[str, Path] | None = None,
         options: Mapping[str, Mapping[str, Any]] | None = None,
+        served: LanguageModel | None = None,
     ) -> None:
         self.config = config or SLMConfig()
         self._packs = dict(packs or {})
         self._options = {name: dict(values) for name, values in (options or {}).items()}
         self._lock = RLock()
-        self._backbones = Backbones(self.config)
+        self._backbones = Backbones(self.config, served)
         self._modules: dict[str, SLMModule[Any]] = {}
         self._makers: dict[str, MakeModule] = {}
         self._rules: dict[str, SLMModule[Any] | None] = {}
@@ -243,6 +247,7 @@ class SLMFactory:
         known = inspect.signature(cls).parameters
         folder = self._packs.get(name, config.pack)
         if folder is not None:
+            # Read here, so that a damaged one is told now and not by the first message.
             arguments["pack"] = load_pack(folder, name)
         rewrites = config.adapter is not None or getattr(config, "rewriter", False)
         if config.adapter is not None and not {"backbone", "rewriter"} & set(known):

@@ -16,6 +16,7 @@ from mlx_companion.errors import ConfigError, HardwareError, SLMError
 from mlx_companion.slm.config import SLMConfig
 
 if TYPE_CHECKING:
+    from mlx_companion.models.load import LanguageModel
     from mlx_companion.slm.backbone import BaseSLMAdapter
 
 # The models that adapters are promised for, beside the default; any other name works as well.
@@ -46,10 +47,11 @@ class Backbones:
 
     Args:
         config: the default name, and whether a GPU may, must or must not be used.
+        served: a loaded model whose weights are to serve, too, where they are the same.
     """
 
-    def __init__(self, config: SLMConfig) -> None:
-        self._config = config
+    def __init__(self, config: SLMConfig, served: LanguageModel | None = None) -> None:
+        self._config, self._served = config, served
         self._lock = RLock()
         self._slms: dict[str, BaseSLMAdapter] = {}
         self._makers: dict[str, MakeSLM] = {}
@@ -95,7 +97,7 @@ class Backbones:
         from mlx_companion.models.registry import DEFAULT_MODEL
 
         special = self._config.model is not None or self._config.resources.gpu != "auto"
-        return special or DEFAULT_MODEL in self._makers
+        return special or self._served is not None or DEFAULT_MODEL in self._makers
 
     def close(self) -> None:
         """Let go of the registered ones; others may use the shared ones."""
@@ -119,16 +121,18 @@ class Backbones:
         return made
 
     def _by_name(self, name: str) -> BaseSLMAdapter:
-        """The process's one backbone of a name; one of our own when it is kept on the CPU."""
-        from mlx_companion.slm.backbone import shared_backbone
+        """The process's one backbone of a name; one of our own over the served model's weights, or
+        when it is kept on the CPU.
+        """
+        from mlx_companion.slm import backbone, sharing, views
 
-        if self._config.resources.gpu == "off":
-            from mlx_companion.slm.views import CpuBackbone
-
-            return CpuBackbone(name)
+        on_cpu = self._config.resources.gpu == "off"
         if self._config.resources.gpu == "on":
             require_gpu()
-        return shared_backbone(name)
+        if self._served is not None:
+            kind = sharing.ServedCpuBackbone if on_cpu else sharing.ServedBackbone
+            return kind(name, self._served)
+        return views.CpuBackbone(name) if on_cpu else backbone.shared_backbone(name)
 
     def _info(self, name: str, source: str) -> SLMInfo:
         slm = self._slms.get(name)
