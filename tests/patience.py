@@ -1,18 +1,46 @@
-"""A bound for what must not hang: far above what it takes, far below for ever.
+"""Waiting, and time, in tests that any machine must pass, a stalling and a very fast one.
+
+A bound for what must not hang is far above what it takes, and far below for ever::
 
     with not_hanging():
         scan("<" * 100_000)
 
 Work whose cost grows with the square of its input does not end in time; a busy machine does not
-matter. How fast things are is measured in benchmarks, never in tests.
+matter. How fast things are is measured in benchmarks, never in tests. What depends on the time
+that passes gets a `Clock` in the place of the module `time`, and what another thread or process
+does is waited for with `until`.
 """
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+# Seconds to wait for what must come: far more than a machine that stalls needs.
+LONG = 300.0
+
+
+class Clock:
+    """Stands in for the module `time` where it is read; goes on only when told to."""
+
+    def __init__(self, now: float = 1000.0) -> None:
+        self.now = now
+
+    def monotonic(self) -> float:
+        return self.now
+
+    perf_counter = monotonic
+
+
+def until(true: Callable[[], object], seconds: float = LONG) -> None:
+    """Wait for something that another thread or process does; fail when it never does."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, f"still not so after {seconds:g} s"
+        time.sleep(0.002)
 
 
 @contextmanager

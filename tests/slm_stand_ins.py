@@ -33,6 +33,17 @@ def answer(name: str, item: Any) -> ModuleResult:
     return DriftResult(False, None, 0.0, [], "nothing to do", False)
 
 
+# No stall of the machine makes a module late, nor do its memory and battery leave one out.
+PATIENT = {f"modules.{name}.timeout": 120.0 for name in MODULES} | {
+    "orchestration.total_timeout": 240.0,
+    "orchestration.load_timeout": 300.0,
+    "orchestration.fallback_timeout": 120.0,
+    "orchestration.reset_seconds": 3600.0,
+    "orchestration.max_reset_seconds": 3600.0,
+    "resources.adaptive": False,
+}
+
+
 class StandIn(SLMModule[Any]):
     """A module whose behaviour a test sets.
 
@@ -71,15 +82,16 @@ class StandIn(SLMModule[Any]):
 
 def factory_of(config: SLMConfig | None = None, **modules: StandIn) -> SLMFactory:
     """A factory whose four modules are stand-ins: those given, good ones otherwise."""
-    made = SLMFactory(config)
+    made = SLMFactory(config or configured())
     for name in MODULES:
         made.register_module(name, modules.get(name) or StandIn(name))
     return made
 
 
 def configured(**overrides: Any) -> SLMConfig:
-    """Settings by dotted key, with `__` for the dot."""
-    return load_config(SLMConfig, None, {k.replace("__", "."): v for k, v in overrides.items()})
+    """Settings by dotted key, with `__` for the dot; those of `PATIENT` unless told otherwise."""
+    given = {key.replace("__", "."): value for key, value in overrides.items()}
+    return load_config(SLMConfig, None, PATIENT | given)
 
 
 def play(

@@ -258,13 +258,17 @@ class Lane:
         return job
 
     def _patience(self, job: _Job) -> float:
-        """Seconds until the work at hand, this job or the one before it, is overdue."""
+        """Seconds until the work at hand, this job or the one before it, may be overdue.
+
+        Never more than this job's own limit: the one before it may end any moment, and then this
+        one starts without its caller being told.
+        """
         now = time.monotonic()
         with self._lock:
             ahead = job if job.started is not None else self._current
             if ahead is None or ahead.started is None:
                 return job.timeout
-            return max(_LEAST_WAIT, ahead.started + ahead.timeout - now)
+            return min(job.timeout, max(_LEAST_WAIT, ahead.started + ahead.timeout - now))
 
     def _refuse_all(self) -> None:
         """Tell those who wait that there is no thread for them."""

@@ -17,9 +17,13 @@ pytestmark = pytest.mark.real_model
 
 # A busy machine is slow and not broken.
 PATIENT = {
-    f"modules.{name}.timeout": 60.0
+    f"modules.{name}.timeout": 300.0
     for name in ("research_classifier", "personality_guard", "context_tracker", "drift_monitor")
-} | {"orchestration.total_timeout": 90.0, "orchestration.load_timeout": 120.0}
+} | {
+    "orchestration.total_timeout": 600.0,
+    "orchestration.load_timeout": 600.0,
+    "resources.adaptive": False,
+}
 SECRET = "Bartholomew"
 
 

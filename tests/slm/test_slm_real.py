@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from slm_pauses import Pauses
+from slm_pauses import HELD, calmest
 
 from mlx_companion.runtime.config import load_config
 from mlx_companion.slm.backbone import LanguageModelAdapter
@@ -18,8 +19,8 @@ from mlx_companion.slm.module import MODULES
 from mlx_companion.slm.orchestrator import SLMOrchestrator
 
 # However busy the machine is.
-PATIENT = {f"modules.{name}.timeout": 30.0 for name in MODULES} | {
-    "orchestration.total_timeout": 60.0,
+PATIENT = {f"modules.{name}.timeout": 300.0 for name in MODULES} | {
+    "orchestration.total_timeout": 600.0,
     "orchestration.load_timeout": 300.0,
     "resources.adaptive": False,
 }
@@ -38,20 +39,21 @@ def test_all_four_answer_share_a_pass_and_leave_the_loop_alone(
 
     monkeypatch.setattr(LanguageModelAdapter, "_features", counted)
 
-    async def main() -> tuple[Any, Any, list[float]]:
+    years = itertools.count(1900)
+
+    async def main() -> tuple[Any, Any, float]:
         async with SLMOrchestrator(load_config(SLMConfig, None, PATIENT)) as own:
             found = await own.run_parallel("what is the price of copper today")
-            pauses = [
-                await Pauses(2).during(own.run_parallel(f"who leads the league in {year}"))
-                for year in range(2001, 2006)
-            ]
-            return found, own.get_execution_plan(), pauses
+            pause = await calmest(
+                lambda: own.run_parallel(f"who leads the league in {next(years)}"), threads=2
+            )
+            return found, own.get_execution_plan(), pause
 
-    report, plan, pauses = asyncio.run(main())
+    report, plan, pause = asyncio.run(main())
     assert {name: outcome.status for name, outcome in report.items()} == dict.fromkeys(
         MODULES, "ok"
     )
     assert report.result("research_classifier").needs_research
     assert len(plan.steps) == len(MODULES)
     assert len(passes) == len(set(passes))
-    assert min(pauses) < 0.02
+    assert pause < HELD
