@@ -23,6 +23,7 @@ from mlx_companion.errors import DataError
 from mlx_companion.personality.guard_settings import GuardSettings, Level
 from mlx_companion.personality.profile import Profile, load_profile
 from mlx_companion.slm.guard_detect import Detector
+from mlx_companion.slm.guard_directions import DirectionHead
 from mlx_companion.slm.guard_edits import blunt_edit, edit_for
 from mlx_companion.slm.guard_revision import Revision
 from mlx_companion.slm.guard_text import Draft, Finding, GuardRules
@@ -70,7 +71,8 @@ class PersonalityGuard(SLMModule[GuardResult]):
         if level is not None:
             self.settings = replace(self.settings, level=level)
         self._rules = GuardRules(pack.rules)
-        self._detector = Detector(self.settings, self._rules, ToneHead.of_pack(pack))
+        heads = ToneHead.of_pack(pack), DirectionHead.of_pack(pack)
+        self._detector = Detector(self.settings, self._rules, *heads)
 
     def process_batch(self, items: Sequence[Any]) -> list[GuardResult]:
         """Check replies.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mlx_companion.personality.guard_settings import GuardSettings
 from mlx_companion.slm.guard_actions import find_actions
 from mlx_companion.slm.guard_capitals import find_capitals
+from mlx_companion.slm.guard_directions import DirectionHead
 from mlx_companion.slm.guard_filler import find_filler
 from mlx_companion.slm.guard_marks import find_emoji, find_exclamations
 from mlx_companion.slm.guard_names import find_name_overuse
@@ -20,14 +21,20 @@ class Detector:
         settings: what the profile enforces.
         rules: the word lists.
         tone: the trained head; None judges tone by patterns alone.
+        directions: the one that judges what is between marks; None leaves that to the rules.
     """
 
     def __init__(
-        self, settings: GuardSettings, rules: GuardRules, tone: ToneHead | None = None
+        self,
+        settings: GuardSettings,
+        rules: GuardRules,
+        tone: ToneHead | None = None,
+        directions: DirectionHead | None = None,
     ) -> None:
         self.settings = settings
         self.rules = rules
         self.tone = tone
+        self.directions = directions
         self._topics = {
             topic: topic_rule(topic, one, rules) for topic, one in settings.topics.items()
         }
@@ -37,7 +44,7 @@ class Detector:
         settings, rules = self.settings, self.rules
         found: list[Finding] = []
         if settings.no_asterisk_actions:
-            found += find_actions(draft, rules)
+            found += find_actions(draft, rules, self.directions)
         found += find_phrases(draft, settings.phrases)
         if settings.no_servile_filler:
             found += find_filler(draft)

@@ -1,12 +1,13 @@
-"""Trains the tone head of the personality guard and writes its pack.
+"""Trains the heads of the personality guard, for tone and for stage directions; writes its pack.
 
 The sentences are those of `data/guard_training/tone.yaml`, with their slots filled, and those of
 `data/written/tone.txt`; variants of one pattern and neighbours of the second file share a fold, so
 that the figures are for sentences unlike those that were seen. The threshold is the lowest one at
 which held-out precision is at least `PRECISION`, and of ordinary sentences at most `FALSE_ALARMS`
-are taken for cheer. Those come from elsewhere and join the calm ones::
+are taken for cheer. Those come from elsewhere and join the calm ones. The other head is trained
+by `guard_direction_train`::
 
-    pack = train_guard("out/personality_guard", calm=sentences)
+    pack = train_guard("out/personality_guard", calm=calm_sentences(data), pages=pages_of(data))
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ import yaml
 
 from mlx_companion.errors import DataError
 from mlx_companion.personality.words import sentences
+from mlx_companion.slm.guard_direction_train import ROWS, train_directions
+from mlx_companion.slm.guard_text import GuardRules
 from mlx_companion.slm.guard_tone import head_text
 from mlx_companion.slm.linear import fit_logistic, fit_platt, out_of_fold
 from mlx_companion.slm.ngrams import NGramConfig, NGrams
@@ -39,6 +42,8 @@ _NGRAMS = NGramConfig(char=(2, 5), words=(1, 3), char_columns=1 << 15, word_colu
 _PER_PATTERN = 8
 _FOLDS = 8
 _PENALTY = 3e-5
+# Sentences are taken from so many characters of each book.
+_PAGE = 200_000
 # "neutral" among the labels of GoEmotions.
 _NEUTRAL = "27"
 _SLOT = re.compile(r"\{(\w+)\}")
@@ -70,7 +75,12 @@ def _fill(pattern: str, slots: dict[str, list[str]], rng: random.Random) -> str:
 
 
 def train_guard(
-    folder: str | Path, version: str = "1", seed: int = 7, calm: Sequence[str] = ()
+    folder: str | Path,
+    version: str = "1",
+    seed: int = 7,
+    calm: Sequence[str] = (),
+    pages: Sequence[str] = (),
+    direction_count: int = ROWS,
 ) -> Pack:
     """Train and write the pack.
 
@@ -79,12 +89,15 @@ def train_guard(
         version: its name.
         seed: of the slots that are filled.
         calm: more sentences that do not cheer; together they weigh as much as a third of the
-            others.
+            others. Stage directions are set among them.
+        pages: of novels, whose verbs become stage directions.
+        direction_count: rows of stage directions, and of other marked words.
 
     Returns:
         The pack, with its held-out figures in `metrics`.
     """
     texts, labels, patterns = tone_sentences(seed)
+    plain = [*calm, *(text for text, label in zip(texts, labels, strict=True) if not label)]
     own, lone = len(texts), len(written("tone"))
     texts += calm
     labels = np.concatenate([labels, np.zeros(len(calm), labels.dtype)])
@@ -105,12 +118,16 @@ def train_guard(
         }
     }
     rules = (packaged("personality_guard") / "rules.yaml").read_text(encoding="utf-8")
+    arrays, directions, figures = train_directions(
+        plain, pages, GuardRules(rules), count=direction_count, seed=seed
+    )
+    metrics |= figures
     return save_pack(
         folder,
         "personality_guard",
         version,
-        arrays=head.to_arrays("tone", "int8"),
-        settings=settings,
+        arrays={**head.to_arrays("tone", "int8"), **arrays},
+        settings={**settings, **directions},
         rules=rules,
         metrics={**metrics, "sentences": own, "calm_sentences": len(calm), "seed": seed},
         card=_CARD.format(count=own, calm=len(calm), seed=seed, version=version, **metrics),
@@ -129,18 +146,30 @@ def calm_sentences(data: str | Path, count: int = 3000, seed: int = 7) -> list[s
         DataError: a file is missing.
     """
     rng = random.Random(seed)
+    pages = pages_of(data)
     table = Path(data) / "goemotions" / "train.tsv"
-    books = sorted((Path(data) / "prose" / "train").glob("*.txt.gz"))
-    if not table.is_file() or not books:
-        raise DataError("expected goemotions/train.tsv and prose/train/*.txt.gz", path=data)
+    if not table.is_file():
+        raise DataError("expected goemotions/train.tsv", path=data)
     rows = [line.split("\t") for line in table.read_text(encoding="utf-8").splitlines()]
     neutral = [row[0] for row in rows if row[1] == _NEUTRAL]
+    prose = [one for page in pages for one in sentences(page[:_PAGE]) if 20 < len(one) < 250]
+    return rng.sample(neutral, count // 2) + rng.sample(prose, count - count // 2)
+
+
+def pages_of(data: str | Path) -> list[str]:
+    """The texts of the novels in a folder that holds prose/train/*.txt.gz.
+
+    Raises:
+        DataError: there are none.
+    """
+    books = sorted((Path(data) / "prose" / "train").glob("*.txt.gz"))
+    if not books:
+        raise DataError("expected prose/train/*.txt.gz", path=data)
     pages = []
     for book in books:
         with gzip.open(book, "rt", encoding="utf-8") as file:
-            pages.append(file.read(200_000))
-    prose = [one for page in pages for one in sentences(page) if 20 < len(one) < 250]
-    return rng.sample(neutral, count // 2) + rng.sample(prose, count - count // 2)
+            pages.append(file.read())
+    return pages
 
 
 def _threshold(

@@ -1,0 +1,219 @@
+"""Is a marked piece a stage direction? A small trained head over its grammar and its place.
+
+No list holds every verb, and none is needed: "*zips the tent shut* Good night." is an action by
+where it stands and how it is built, "It *zips* shut." is none. The head is logistic regression
+over hashed features of both: the classes and endings of the words, the marks, what stands on
+either side, and what the rules of `guard_stage` say of it::
+
+    head = DirectionHead.of_pack(pack)
+    head.decides(piece, stage, ruled=False)       # True: an action that no rule knows
+
+`ruled` is the verdict of the rules. The head has to be surer to overrule a "no" than to keep a
+"yes". The same piece always gets the same verdict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+
+import numpy as np
+
+from mlx_companion.personality.lexicon import is_word
+from mlx_companion.slm.guard_marked import INTERJECTIONS, Piece
+from mlx_companion.slm.guard_stage import Stage, is_adverb, verb_form
+from mlx_companion.slm.linear import LinearHead
+from mlx_companion.slm.ngrams import NGramConfig, NGrams
+from mlx_companion.slm.packs import Pack
+
+ARRAYS = "direction"
+_CLASSES = {
+    "det": "the a an this that these those some another each every no any",
+    "own": "my your his her its our their",
+    "pron": "i you he she it we they me him us them everyone someone nobody everybody",
+    "prep": "in on at of to into onto over under from with without by for through across against "
+    "around behind beside between towards toward past off down up out back away along like as",
+    "conj": "and or but nor so yet because while when if although though before after until",
+    "wh": "what why how who where which whose",
+    "aux": "is are was were be been am has have had do does did can could will would shall should "
+    "may might must isn't aren't don't doesn't can't won't it's that's i'm you're i'll i've",
+    "deg": "not never always only very too so really just even still almost also again now then "
+    "more most less much",
+    "num": "one two three four five six seven eight nine ten twelve twenty hundred",
+}
+_CLASS_OF = {word: name for name, words in _CLASSES.items() for word in words.split()}
+_LONGEST = 12
+_CLIP = 4
+
+
+@dataclass(frozen=True)
+class DirectionHead:
+    """The trained part.
+
+    Attributes:
+        features: hashes the names of features.
+        head: their weights.
+        keep: logit at and above which a piece that the rules call an action stays one.
+        overrule: logit at and above which a piece is one that they do not.
+    """
+
+    features: NGrams
+    head: LinearHead
+    keep: float
+    overrule: float
+
+    @classmethod
+    def of_pack(cls, pack: Pack) -> DirectionHead | None:
+        """The head of a pack; None when it holds none.
+
+        Raises:
+            SLMError: its arrays do not fit.
+        """
+        settings = pack.settings.get(ARRAYS)
+        if not settings:
+            return None
+        return cls(
+            NGrams(NGramConfig(**settings["ngrams"])),
+            LinearHead.from_arrays(pack.arrays, ARRAYS),
+            float(settings["keep"]),
+            float(settings["overrule"]),
+        )
+
+    def logit(self, piece: Piece, stage: Stage, ruled: bool) -> float:
+        """How much speaks for an action."""
+        columns, values = self.features.row(features_text(piece, stage, ruled))
+        weights = self.head.weights[0][columns, 0]
+        return float(np.dot(weights, values) + self.head.bias[0])
+
+    def decides(self, piece: Piece, stage: Stage, ruled: bool) -> bool:
+        """Tell whether a piece is an action.
+
+        Args:
+            piece: with at least one word.
+            stage: its words.
+            ruled: what the rules say.
+        """
+        return self.logit(piece, stage, ruled) >= (self.keep if ruled else self.overrule)
+
+
+def features_text(piece: Piece, stage: Stage, ruled: bool) -> str:
+    """The names of the features of a piece, as words of one text, for `NGrams`."""
+    return " ".join(_names(piece, stage, ruled))
+
+
+def _names(piece: Piece, stage: Stage, ruled: bool) -> Iterator[str]:
+    words = [word.replace("'", "") for word in piece.words[:_LONGEST]]
+    kinds = [word_class(word) for word in piece.words[:_LONGEST]]
+    place = _place_names(piece)
+    case = _case(piece)
+    long = _length(len(piece.words))
+    rule = "ruled" if ruled else "unruled"
+    yield from _of_words(words, kinds)
+    yield from (f"long{long}", f"case{case}", f"mark{_MARKS.get(piece.mark, 'x')}", *place)
+    yield from (f"end{_sign(piece.content.rstrip('*_ ')[-1:])}", rule)
+    left, right = place[:2]
+    head = word_class(stage.head[0])
+    second = kinds[1] if len(kinds) > 1 else "none"
+    told = [name for name, test in _TESTS.items() if test(stage)]
+    yield from told
+    yield from (f"{left}{right}{one}" for one in (case, kinds[0], f"long{long}", rule, *told))
+    yield from (f"{left}{right}{case}{one}" for one in (kinds[0], head, place[2], f"long{long}"))
+    yield from (f"{head}{second}{case}", f"{head}{second}{right}", f"{head}{long}{right}{case}")
+    yield from (f"{head}{rule}{right}", f"mark{_MARKS.get(piece.mark, 'x')}{case}{right}")
+
+
+def _of_words(words: list[str], kinds: list[str]) -> Iterator[str]:
+    first, last = words[0], words[-1]
+    yield from (f"first{first}", f"last{last}", f"ends{first[-2:]}", f"ends{first[-3:]}")
+    yield from (f"word{word}" for word in words)
+    yield from (f"two{a}q{b}" for a, b in pairwise(words))
+    yield f"shape{'q'.join(kinds[:_CLIP])}"
+    yield f"shape{'q'.join(kinds[:3])}of"
+    yield from (f"at{at}{kind}" for at, kind in enumerate(kinds[:_CLIP]))
+    yield f"lastkind{kinds[-1]}"
+
+
+_MARKS = {"*": "one", "**": "two", "***": "three", "_": "under", "__": "dunder", "(": "round"}
+_MARKS |= {"[": "square", "\\*": "one", "~": "wave", "* ": "apart"}
+_TESTS = {
+    "narrates": lambda stage: stage.narrates(),
+    "captions": lambda stage: stage.captions(),
+    "bodily": lambda stage: stage.touches_body(),
+    "complements": lambda stage: stage.complement(),
+    "expressive": lambda stage: stage.head[0] in stage.rules.forms["expressive"],
+    "sounds": lambda stage: stage.sound(),
+    "digits": lambda stage: not stage.bare,
+}
+_SIGNS = {"": "nothing", ",": "comma", ";": "semi", ":": "colon", ")": "closed", "(": "opened"}
+_SIGNS |= dict.fromkeys('"\u201d\u201c', "quote") | dict.fromkeys("\u2014\u2013-", "dash")
+_SIGNS |= dict.fromkeys(".!?\u2026", "stop") | dict.fromkeys("*_~", "mark")
+
+
+def _sign(character: str) -> str:
+    if character.isalpha():
+        return "big" if character.isupper() else "small"
+    return "digit" if character.isdigit() else _SIGNS.get(character, "other")
+
+
+def _place_names(piece: Piece) -> tuple[str, ...]:
+    place = piece.place
+    left = _sign(place.left[-1:])
+    left = "heard" if left in ("small", "big") and place.previous in INTERJECTIONS else left
+    left = "small" if left == "big" else left
+    right = _sign(place.right[:1])
+    text = piece.draft.text
+    alone = not text[: piece.start].strip() and not text[piece.end :].strip()
+    previous, following = word_class(place.previous), word_class(place.following)
+    return (
+        f"l{left}",
+        f"r{right}",
+        f"n{following}",
+        f"p{previous}",
+        f"listed{int(place.listed)}",
+        f"alone{int(alone)}",
+        f"before{place.previous.replace(chr(39), '')}",
+        f"next{place.following.replace(chr(39), '')}",
+        f"l{left}p{previous}",
+        f"r{right}n{following}",
+    )
+
+
+def _case(piece: Piece) -> str:
+    letters = [one for one in piece.content if one.isalpha()]
+    if not letters[0].isupper():
+        return "low"
+    words = piece.content.split()
+    big = [word for word in words if word.lstrip("'\"([")[:1].isupper()]
+    if len(words) > 1 and all(one.isupper() for one in letters):
+        return "shout"
+    return "title" if len(words) > 1 and 3 * len(big) > 2 * len(words) else "cap"
+
+
+def _length(count: int) -> str:
+    return (
+        ("zero", "one", "two", "few", "few", "some", "some", "some")[count] if count < 8 else "many"
+    )
+
+
+@lru_cache(maxsize=4096)
+def word_class(word: str) -> str:
+    """A rough part of speech of a word in lower case, by lists of small words and by its ending."""
+    if not word:
+        return "none"
+    if word in _CLASS_OF:
+        return _CLASS_OF[word]
+    last = word.rpartition("-")[2] or word
+    if is_adverb(last):
+        return "adv"
+    known = is_word(last)
+    if last.endswith("s") and not last.endswith(("ss", "us", "is")):
+        return "verbs" if verb_form(last) else ("words" if known else "newsq")
+    for ending, name in (("ing", "ing"), ("ed", "ed")):
+        if last.endswith(ending) and len(last) > 4:
+            return name
+    stem = last.removesuffix("e")
+    if known and is_word(stem + "ing"):
+        return "verb"
+    return "word" if known else "new"
