@@ -8,7 +8,8 @@ A bound for what must not hang is far above what it takes, and far below for eve
 Work whose cost grows with the square of its input does not end in time; a busy machine does not
 matter. How fast things are is measured in benchmarks, never in tests. What depends on the time
 that passes gets a `Clock` in the place of the module `time`, and what another thread or process
-does is waited for with `until`.
+does is waited for with `until`. Where nothing else shows that work is small, the time of the
+processor is bounded, many times over and by the speed of the machine.
 """
 
 from __future__ import annotations
@@ -35,6 +36,22 @@ class Clock:
     perf_counter = monotonic
 
 
+def slowness() -> float:
+    """How many times slower this machine computes now than the one that the figures are from."""
+    start = time.thread_time()
+    sum(n * n for n in range(200_000))
+    return max(1.0, (time.thread_time() - start) / 0.02)
+
+
+@contextmanager
+def cpu_seconds_below(seconds: float) -> Iterator[None]:
+    """Fail when the block computes for longer, on a machine of the usual speed."""
+    start = time.process_time()
+    yield
+    used = time.process_time() - start
+    assert used < seconds or used < seconds * slowness(), f"{used:.2f} s"
+
+
 def until(true: Callable[[], object], seconds: float = LONG) -> None:
     """Wait for something that another thread or process does; fail when it never does."""
     end = time.monotonic() + seconds
@@ -44,7 +61,7 @@ def until(true: Callable[[], object], seconds: float = LONG) -> None:
 
 
 @contextmanager
-def not_hanging(seconds: float = 120.0) -> Iterator[None]:
+def not_hanging(seconds: float = LONG) -> Iterator[None]:
     """Fail when the block runs for longer; in the main thread only."""
 
     def give_up(number: int, frame: FrameType | None) -> None:

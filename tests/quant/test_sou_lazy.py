@@ -6,7 +6,6 @@ import os
 import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import mlx.core as mx
@@ -53,11 +52,8 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_opening_reads_only_the_table(large: Path) -> None:
     assert large.stat().st_size > 1e9
-    start = time.process_time()
     with SouFile(large) as sou:
-        seconds = time.process_time() - start
         assert sou.bytes_read == 64 + sou.header.table_size < 1000
-        assert seconds < 0.1
         assert len(sou.index()) == COUNT
         assert sou.bytes_read < 64_000
 

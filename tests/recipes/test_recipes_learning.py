@@ -6,13 +6,14 @@ import json
 import signal
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from patience import until
 
 from mlx_companion.training.classifier_files import load_tuned
 from mlx_companion.training.teacher_stub import StubAnswer, completion, teacher_stub
@@ -130,9 +131,16 @@ def test_no_server(tmp_path: Path) -> None:
 
 
 def test_a_killed_run_asks_only_for_the_rest(tmp_path: Path, repository: Path) -> None:
-    slow = lambda *_: StubAnswer(completion("Aye. So it is."), delay=0.1)  # noqa: E731
+    killed = threading.Event()
+
+    def held(_: object, number: int) -> str:
+        # The child cannot come to its end before it is killed.
+        if number >= 32:
+            killed.wait()
+        return "Aye. So it is."
+
     replies = tmp_path / "run" / "replies.jsonl"
-    with teacher_stub(slow) as stub:
+    with teacher_stub(held) as stub:
         script = str(repository / "recipes" / "distill.py")
         command = [sys.executable, script, "--smoke", "--out", str(tmp_path / "run")]
         child = subprocess.Popen(
@@ -142,11 +150,11 @@ def test_a_killed_run_asks_only_for_the_rest(tmp_path: Path, repository: Path) -
             cwd=repository,
             env={"PYTHONPATH": str(repository), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
         )
-        deadline = time.monotonic() + 90
-        while len(stub.requests) < 16 and time.monotonic() < deadline:
-            time.sleep(0.01)
+        # Each of its four threads waits by then, and no request is on its way.
+        until(lambda: len(stub.requests) == 36 and replies.read_bytes().count(b"\n") >= 12)
         child.send_signal(signal.SIGKILL)
         child.wait()
+        killed.set()
         kept, before = len(rows(replies)), len(stub.requests)
         assert 0 < kept < 64
         run(distill, tmp_path / "run", *server(stub.url))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import slowness
 
 from mlx_companion.runtime import blas
 from mlx_companion.runtime.cores import available_cores
@@ -175,12 +176,12 @@ def test_a_chosen_number_of_threads_is_kept(loaded: dict[str, Any]) -> None:
 def test_loading_is_quick(loaded: dict[str, Any]) -> None:
     script = """
         import time
-        start = time.perf_counter()
+        start = time.process_time()
         import mlx_companion.runtime.blas
-        print(time.perf_counter() - start)
+        print(time.process_time() - start)
     """
     # 10 to 25 ms on a quiet machine.
-    assert min(float(run(script).stdout) for _ in range(4)) < 0.1
+    assert min(float(run(script).stdout) for _ in range(4)) < 0.1 * slowness()
 
 
 def test_the_libraries_beside_it_are_loaded_first_and_in_order(

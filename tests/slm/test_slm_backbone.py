@@ -12,6 +12,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+from patience import LONG
 from tiny import tiny_bert, tiny_llama
 
 from mlx_companion.errors import ModelNotFoundError, SLMError
@@ -118,7 +119,7 @@ class _Counting(BaseSLMAdapter):
         self._there = False
 
     def _features(self, texts: list[str]) -> np.ndarray:
-        self.gate.wait(10)
+        self.gate.wait()
         self.threads.add(threading.current_thread().name)
         self.seen += texts
         if self.broken:
@@ -136,7 +137,7 @@ def test_a_text_is_computed_once_whoever_asks() -> None:
     with ThreadPoolExecutor(12) as pool:
         asked = [pool.submit(adapter.features, [text, "common"]) for text in texts]
         adapter.gate.set()
-        rows = [one.result(10) for one in asked]
+        rows = [one.result(LONG) for one in asked]
     assert sorted(adapter.seen) == sorted({*texts, "common"})
     assert all(row[0, 0] == len(text) for row, text in zip(rows, texts, strict=True))
     assert adapter.loads == 1
@@ -198,25 +199,25 @@ def test_a_process_that_used_a_backbone_ends_quietly(tmp_path: Path) -> None:
         f"LanguageModelAdapter({str(folder)!r}).features(['a']);"
         f"kept = LanguageModelAdapter({str(folder)!r}); kept._rows(['b', 'c'])"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=LONG)
     assert (run.returncode, run.stderr) == (0, "")
 
 
 def test_a_cancelled_job_and_a_collected_worker() -> None:
     worker, gate = Worker("test"), threading.Event()
-    first = worker.submit(lambda: gate.wait(10))
+    first = worker.submit(lambda: gate.wait())
     second = worker.submit(lambda: "never")
     third = worker.submit(threading.current_thread)
     assert second.cancel()
     gate.set()
-    assert first.result(10)
-    thread = third.result(10)
+    assert first.result(LONG)
+    thread = third.result(LONG)
     del worker, first, second, third
     gc.collect()
     # It goes on waiting, and serves the next worker.
     assert thread.is_alive()
     workers = [Worker(f"next {n}") for n in range(threading.active_count() + 1)]
-    assert thread in [one.submit(threading.current_thread).result(10) for one in workers]
+    assert thread in [one.submit(threading.current_thread).result(LONG) for one in workers]
 
 
 def test_long_texts_keep_both_ends(tiny: LanguageModel) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from patience import LONG
 from slm_stand_ins import StandIn, answer
 from tiny import tiny_llama
 
@@ -409,6 +410,6 @@ def test_modules_that_are_built_at_once_are_imported_one_by_one() -> None:
         "asyncio.run(main())\n"
     )
     command = [sys.executable, "-W", "ignore", "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LONG)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(sorted(factory_module.CLASSES))

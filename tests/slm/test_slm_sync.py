@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from patience import LONG
 
 from mlx_companion.errors import CompanionError, ConfigError, DataError, SLMError, StoreError
 from mlx_companion.slm import ContextUpdate
@@ -293,7 +294,7 @@ def test_a_full_queue_refuses_and_loses_nothing(store: Store) -> None:
     began = time.monotonic()
     with pytest.raises(SLMError, match=r"full \(5 undecided\); call process_queue"):
         sync.queue_updates([update("k", n) for n in (4, 5)], timeout=0.1)
-    assert 0.1 <= time.monotonic() - began < 5
+    assert time.monotonic() - began >= 0.1
     with pytest.raises(SLMError, match="6 updates at once do not fit"):
         sync.queue_updates([update("k", n) for n in range(6)])
     assert sync.queue_updates([]) == []
@@ -307,14 +308,14 @@ def test_a_waiting_writer_goes_on_when_there_is_room(store: Store) -> None:
     sync.queue_updates([update("k", n) for n in range(3)])
     done = []
     writer = threading.Thread(
-        target=lambda: done.append(sync.queue_update(update("k", 3), timeout=30))
+        target=lambda: done.append(sync.queue_update(update("k", 3), timeout=LONG))
     )
     writer.start()
     time.sleep(0.05)
     assert not done
     # Another process's manager makes the room.
     ContextSyncManager(store).process_queue(limit=1)
-    writer.join(timeout=30)
+    writer.join()
     assert [one.position for one in done] == [4]
 
 

@@ -6,17 +6,18 @@ import json
 import signal
 import subprocess
 import sys
-import time
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import LONG, until
 from small_disk import mounted_disk
 
 from mlx_companion.errors import DataError, DiskFullError, TeacherError
 from mlx_companion.training.teacher_api import TeacherConfig, ask_teacher
 from mlx_companion.training.teacher_replies import ReplyFile, reply_key
-from mlx_companion.training.teacher_stub import StubAnswer, completion, teacher_stub
+from mlx_companion.training.teacher_stub import teacher_stub
 
 pytest.importorskip("httpx", reason="extra `teacher`")
 
@@ -24,7 +25,9 @@ QUESTIONS = [f"Question {number}?" for number in range(30)]
 
 
 def config(url: str, **options: Any) -> TeacherConfig:
-    return TeacherConfig(**{"model": "stub", "url": url, "backoff": 0.01, "timeout": 5, **options})
+    return TeacherConfig(
+        **{"model": "stub", "url": url, "backoff": 0.01, "timeout": LONG, **options}
+    )
 
 
 def answer(messages: list[dict[str, str]], _: int) -> str:
@@ -127,18 +130,23 @@ ask_teacher([f"Question {n}?" for n in range(30)], config, sys.argv[2])
 
 
 def test_a_killed_run_asks_only_for_what_is_missing(path: Path) -> None:
-    def slow(messages: list[dict[str, str]], number: int) -> StubAnswer:
-        return StubAnswer(completion(answer(messages, number)), delay=0.03)
+    killed = threading.Event()
 
-    with teacher_stub(slow) as stub:
+    def held(messages: list[dict[str, str]], number: int) -> str:
+        # The child cannot come to its end before it is killed.
+        if number >= 15:
+            killed.wait()
+        return answer(messages, number)
+
+    with teacher_stub(held) as stub:
         child = subprocess.Popen([sys.executable, "-c", CHILD, stub.url, str(path)])
-        deadline = time.monotonic() + 60
-        while len(stub.requests) < 12 and time.monotonic() < deadline:
-            time.sleep(0.005)
+        # Each of its three threads waits by then, and no request is on its way.
+        until(lambda: len(stub.requests) == 18 and path.read_bytes().count(b"\n") >= 8)
         child.send_signal(signal.SIGKILL)
         child.wait()
         kept = len(texts(path))
-        assert 0 < kept < 30
+        assert 8 <= kept <= 15
+        killed.set()
         before = len(stub.requests)
         found = ask_teacher(QUESTIONS, config(stub.url), path)
         assert len(stub.requests) - before == found.asked == 30 - kept
