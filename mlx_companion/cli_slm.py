@@ -20,7 +20,16 @@ from mlx_companion.cli_parts import (
     print_json,
     read_settings,
 )
-from mlx_companion.errors import ConfigError, SLMError
+from mlx_companion.cli_slm_versions import (
+    WHICH,
+    activate,
+    register,
+    require_module,
+    rollback,
+    shadow,
+    versions,
+)
+from mlx_companion.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -33,17 +42,17 @@ if TYPE_CHECKING:
     from mlx_companion.slm.factory import SLMFactory
     from mlx_companion.slm.health import ModuleStatus
     from mlx_companion.slm.orchestrator import SLMOrchestrator
-    from mlx_companion.store import ModuleVersion
 
 app = typer.Typer(no_args_is_help=True, help="The four small modules: run, time, look at them.")
+for _verb in (versions, register, shadow, activate, rollback):
+    app.command()(_verb)
 
-_WHICH = "research_classifier, personality_guard, context_tracker or drift_monitor."
 _HELLO = "hey, what is new today?"
 
 
 @app.command()
 def run(
-    module: Annotated[str, typer.Argument(help=_WHICH)],
+    module: Annotated[str, typer.Argument(help=WHICH)],
     source: Annotated[Path, option("FILE", "JSON lines with the module's field.", "--in")],
     out: Annotated[Path, option("FILE", "The lines again, each with its result.", "--out")],
     config: ConfigFile = None,
@@ -59,7 +68,7 @@ def run(
 
     settings = read_settings(SLMConfig, config, set_)
     factory, scheduler = _factory(settings), ResourceScheduler(settings.resources)
-    _require(module, factory.module_names)
+    require_module(module, factory.module_names)
 
     def batch_size() -> int:
         scheduler.refresh()
@@ -105,31 +114,6 @@ def bench(
         print_json([asdict(row) for row in rows])
     else:
         make_console().print(_latency_table(rows))
-
-
-@app.command()
-def versions(
-    module: Annotated[str | None, typer.Argument(help=_WHICH)] = None,
-    as_json: AsJson = False,
-    data_dir: DataDir = None,
-) -> None:
-    """List the versions of the modules, or of one of them; a star marks the one in use."""
-    from dataclasses import asdict
-
-    from mlx_companion.slm import MODULES
-    from mlx_companion.slm.registry import SLMRegistry
-    from mlx_companion.store import Store
-
-    if module is not None:
-        _require(module, MODULES)
-    names = MODULES if module is None else (module,)
-    with Store() as store:
-        registry = SLMRegistry(store)
-        found = {name: registry.list_versions(name) for name in names}
-    if as_json:
-        print_json({name: [asdict(one) for one in all_] for name, all_ in found.items()})
-    else:
-        make_console().print(_version_table(found))
 
 
 @app.command()
@@ -254,31 +238,6 @@ def _latency_table(rows: list[LatencyRow]) -> Table:
     return table
 
 
-def _version_table(found: dict[str, list[ModuleVersion]]) -> Table:
-    """The versions, and before them the pack that comes with the package."""
-    from mlx_companion.loop.console import plain_table
-    from mlx_companion.slm.packs import load_pack, packaged
-
-    table = plain_table("", "module", "version", "label", "made", "SHA-256", "figures")
-    for name, versions_ in found.items():
-        mark = "" if any(one.active for one in versions_) else "*"
-        try:
-            own = load_pack(packaged(name), name)
-            told = (own.version, "with the package", own.sha256[:12], _figures(own.metrics))
-        except SLMError as error:
-            told = ("", "damaged", "", str(error))
-        table.add_row(mark, name, "shipped", *told)
-        for one in versions_:
-            made = (one.label, one.created_at[:16], one.sha256[:12], _figures(one.metrics))
-            table.add_row("*" if one.active else "", name, one.id, *made)
-    return table
-
-
-def _figures(metrics: dict[str, Any]) -> str:
-    numbers = {k: v for k, v in metrics.items() if isinstance(v, int | float)}
-    return ", ".join(f"{name} {value:.3g}" for name, value in list(numbers.items())[:3])
-
-
 def _factory(settings: SLMConfig) -> SLMFactory:
     """A factory of the versions in use; a person without a database has those of the package."""
     from mlx_companion.runtime.paths import data_dir
@@ -291,13 +250,6 @@ def _factory(settings: SLMConfig) -> SLMFactory:
         return SLMFactory(settings)
     with Store() as store:
         return SLMFactory(settings, packs=SLMRegistry(store).packs())
-
-
-def _require(module: str, known: tuple[str, ...]) -> None:
-    from mlx_companion.runtime.config import nearest
-
-    if module not in known:
-        raise ConfigError(f"there is no module '{module}'{nearest(module, known)}")
 
 
 def _tell(done: FileRun, out: Path) -> None:

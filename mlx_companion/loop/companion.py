@@ -15,7 +15,8 @@ A reply goes this way:
     research   asks the tool that was given; without one, the prompt says what cannot be known
     prompt     the profile, what is known of the person and the situation, within a token budget
     generate   the served version of the model
-    guard      the reply is held against the profile and mended
+    guard      the reply is held against the profile and mended by rules
+    rewrite    sentences of the wrong tone are said again by the model, where that pays
     polish     learned length, slang and tone
     keep       the exchange is stored
     remember   a sample of what the modules did, and what they count, is stored
@@ -371,8 +372,13 @@ class Companion:
         return reply
 
     async def _mend(self, text: str, turn: Turn, known: Known, trace: Trace) -> str:
+        item = {"text": text, "user_name": known.name, "prompt": turn.prompt}
+        found = None
         with trace.step("guard", text) as step:
-            text = await self._modules.guard(text, turn.prompt, known.name, step)
+            found = await self._modules.guard(item, step)
+            text = found.rewritten_response if found is not None else text
+        with trace.step("rewrite") as step:
+            text = await self._modules.rewrite(item, found, self._say, step) or text
         with trace.step("polish", text) as step:
             polished = await asyncio.to_thread(polish, text, known)
             if not polished.text.strip():
@@ -381,6 +387,16 @@ class Companion:
             rules = sorted({str(change["rule"]) for change in polished.changes})
             step.made = short(", ".join(rules) or "nothing to change")
         return text
+
+    def _say(self, messages: list[dict[str, str]], max_tokens: int, seconds: float) -> str:
+        """What the model says to these messages; nothing when it takes longer than it may."""
+        late = StopSwitch()
+        work = lambda: self.served.complete(messages, max_tokens=max_tokens, switch=late)  # noqa: E731
+        try:
+            return self._model_thread.submit(work).result(seconds)
+        except TimeoutError:
+            late.request("a rewritten sentence took too long")
+            return ""
 
     def _keep(self, turn: Turn, reply: Reply, said: str, trace: Trace) -> Interaction:
         meta: dict[str, Any] = {"steps": {one.name: one.state for one in trace.steps}}

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from mlx_companion.errors import CompanionError
+from mlx_companion.loop.rewriting import Ask, ToneStep
 from mlx_companion.loop.trace import TraceStep, short
 from mlx_companion.loop.watch import Watcher
 from mlx_companion.models import LanguageModel
@@ -68,6 +69,8 @@ class Modules:
         self.registry = SLMRegistry(store)
         self.factory = factory or self._factory(profile, config, served)
         self.orchestrator = SLMOrchestrator(config, self.factory)
+        guard = self.orchestrator.config.modules.personality_guard
+        self._tone = ToneStep(guard, self.orchestrator.scheduler, served)
         self._traffic: list[tuple[ModuleOutcome, Any]] = []
 
     async def listen(
@@ -88,15 +91,33 @@ class Modules:
         step.made = short("; ".join(told))
         return research, context
 
-    async def guard(self, text: str, prompt: str, name: str | None, step: TraceStep) -> str:
-        """The reply as the profile allows it; as it is when not even the guard's rules answer."""
-        item = {"text": text, "user_name": name, "prompt": prompt}
-        result: GuardResult | None = (await self._run({GUARD: item}, step)).result(GUARD)
-        if result is None:
-            return text
-        step.made = short(", ".join(result.violations_detected) or "nothing to mend")
-        step.details |= {"changes": len(result.changes_made)}
-        return result.rewritten_response
+    async def guard(self, item: Mapping[str, Any], step: TraceStep) -> GuardResult | None:
+        """What the guard, or its rules, made of a reply; None when not even those answered."""
+        report = await self._run({GUARD: item}, step)
+        result: GuardResult | None = report.result(GUARD)
+        if result is not None:
+            step.made = short(", ".join(result.violations_detected) or "nothing to mend")
+            step.details |= {"changes": len(result.changes_made)}
+        return result
+
+    async def rewrite(
+        self, item: Mapping[str, Any], found: GuardResult | None, ask: Ask, step: TraceStep
+    ) -> str | None:
+        """The reply with sentences of the wrong tone said again by a model; None: it stays."""
+        guard = self.factory.loaded_module(GUARD)
+        why_not = self._tone.refusal(guard, found)
+        if why_not is not None or guard is None or found is None:
+            step.skipped(why_not or "the guard is not loaded")
+            return None
+        mended = found.rewritten_response
+        return await self._tone.run(guard, item, mended, self._own_voice() or ask, step)
+
+    def _own_voice(self) -> Ask | None:
+        """The guard's own adapter as what rewrites, where it has one."""
+        adapted = self.factory.adapted_backbone(GUARD)
+        if adapted is None:
+            return None
+        return lambda messages, most, seconds: adapted.generate(messages, most)
 
     async def watch(self, response: str, user: str, step: TraceStep) -> None:
         """Let the drift monitor see a reply, and store where it stands."""
@@ -135,6 +156,7 @@ class Modules:
 
     def close(self) -> None:
         """Let threads and modules go."""
+        self._tone.close()
         self.orchestrator.close()
         self.factory.close()
 
@@ -156,7 +178,8 @@ class Modules:
         except CompanionError:
             # Not even a shipped pack can be read; each module then says so when it is loaded.
             packs = {}
-        options = {GUARD: {"profile": profile}}
+        # Rewriting has a step of its own, with more time than the guard has.
+        options = {GUARD: {"profile": profile, "rewriter": None}}
         factory = SLMFactory(config, packs=packs, options=options, served=served)
 
         def folder(name: str) -> Path | None:

@@ -18,7 +18,7 @@ from mlx_companion.errors import AdapterError, LoopError
 from mlx_companion.loop.config import LoopConfig, ServeConfig
 from mlx_companion.lora import detach, get_multiplier, is_attached, load_adapter, set_multiplier
 from mlx_companion.models import LanguageModel, load
-from mlx_companion.models.generation import Reply, batch_generate, stream_generate
+from mlx_companion.models.generation import Reply, batch_generate, generate, stream_generate
 from mlx_companion.models.prompts import context_length, render
 from mlx_companion.models.sampling import Sampling
 from mlx_companion.personality import Profile, chat_messages, load_profile
@@ -139,6 +139,18 @@ class ServedModel:
             seed=seed,
             switch=switch,
         )
+
+    def complete(
+        self, messages: list[dict[str, str]], *, max_tokens: int, switch: StopSwitch = NEVER
+    ) -> str:
+        """The likeliest reply to ready-made messages, as they are: without profile or history.
+
+        Args:
+            messages: of a chat.
+            max_tokens: the most tokens to make.
+            switch: ends it early; what there is by then is returned.
+        """
+        return generate(self.lm, messages, max_tokens=max_tokens, switch=switch).text
 
     def _messages(
         self, prompt: str, history: Sequence[tuple[str, str]], system: str | None

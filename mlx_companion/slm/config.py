@@ -90,17 +90,23 @@ class GuardConfig(ModuleConfig):
         enforcement_level: strict and moderate rewrite, monitor only reports; None takes the
             profile's own.
         rewriter: let the language model rewrite sentences of the wrong tone (seconds on a CPU);
-            an `adapter` for it implies that. Otherwise tone is mended by rules.
+            an `adapter` for it implies that. Otherwise tone is mended by rules. None: in a
+            companion whose model has a billion parameters or more and works on a GPU, as smaller
+            ones hardly ever do it faithfully; nowhere else.
+        rewriter_seconds: for all sentences of a reply, in a companion, where rewriting is a step of
+            its own and no part of `timeout`.
     """
 
     # Rules take 20 ms; the rest is for one sentence that a language model rewrites.
     timeout: float = 2.0
     budget_ms: float = 20.0
     enforcement_level: EnforcementLevel | None = None
-    rewriter: bool = False
+    rewriter: bool | None = None
+    rewriter_seconds: float = 4.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _positive("rewriter_seconds", self.rewriter_seconds)
         if self.enforcement_level is not None and self.enforcement_level not in LEVELS:
             raise ConfigError(
                 f"enforcement_level is {self.enforcement_level!r}; expected one of "

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from mlx_companion.errors import ConfigError, SLMError
 from mlx_companion.runtime.blas import limit_threads
 from mlx_companion.runtime.config import nearest
-from mlx_companion.slm.config import ModuleConfig, SLMConfig
+from mlx_companion.slm.config import SLMConfig
 from mlx_companion.slm.degraded import rules_only
 from mlx_companion.slm.module import MODULES, SLMModule
 from mlx_companion.slm.packs import load_pack
@@ -249,13 +249,13 @@ class SLMFactory:
         if folder is not None:
             # Read here, so that a damaged one is told now and not by the first message.
             arguments["pack"] = load_pack(folder, name)
-        rewrites = config.adapter is not None or getattr(config, "rewriter", False)
+        rewrites = config.adapter is not None or bool(getattr(config, "rewriter", False))
         if config.adapter is not None and not {"backbone", "rewriter"} & set(known):
             raise ConfigError(f"{name} generates nothing, so it takes no adapter; leave it out")
         if rewrites and "rewriter" in known and "rewriter" not in arguments:
-            arguments["rewriter"] = (self._backbone_for(name, config) or self.get_slm()).generate
+            arguments["rewriter"] = (self._backbone_for(name) or self.get_slm()).generate
         elif "backbone" in known and "backbone" not in arguments:
-            arguments["backbone"] = self._backbone_for(name, config)
+            arguments["backbone"] = self._backbone_for(name)
         built: SLMModule[Any] = cls(**arguments)
         return built
 
@@ -273,17 +273,27 @@ class SLMFactory:
             arguments[keyword] = value
         return arguments
 
-    def _backbone_for(self, name: str, config: ModuleConfig) -> BaseSLMAdapter | None:
-        """None leaves a module with the process's own shared backbone, if it needs one at all."""
-        if config.adapter is not None:
-            from mlx_companion.slm.backbone import LanguageModelAdapter
-            from mlx_companion.slm.views import AdaptedBackbone
+    def adapted_backbone(self, name: str) -> BaseSLMAdapter | None:
+        """The backbone with a module's own adapter; None for a module without one.
 
-            shared = self.get_slm()
-            if not isinstance(shared, LanguageModelAdapter):
-                raise ConfigError(f"'{shared.name}' is no language model; it takes no adapter")
-            return AdaptedBackbone(shared, name, config.adapter)
-        return self.get_slm() if self._backbones.is_chosen() else None
+        Raises:
+            ConfigError: the backbone is no language model.
+        """
+        from mlx_companion.slm.backbone import LanguageModelAdapter
+        from mlx_companion.slm.views import AdaptedBackbone
+
+        adapter = self.config.module(name).adapter
+        if adapter is None:
+            return None
+        shared = self.get_slm()
+        if not isinstance(shared, LanguageModelAdapter):
+            raise ConfigError(f"'{shared.name}' is no language model; it takes no adapter")
+        return AdaptedBackbone(shared, name, adapter)
+
+    def _backbone_for(self, name: str) -> BaseSLMAdapter | None:
+        """None leaves a module with the process's own shared backbone, if it needs one at all."""
+        plain = self.get_slm if self._backbones.is_chosen() else lambda: None
+        return self.adapted_backbone(name) or plain()
 
 
 def module_class(name: str) -> Any:

@@ -216,33 +216,41 @@ class SLMRegistry:
         """Whether there is enough new labelled traffic, or its figures fall; see `shadow.py`."""
         return advise(self.store, module, rule or TriggerRule())
 
-    def shadow(self, module: str, candidate: str, *, limit: int = 200) -> ShadowReport:
+    def shadow(self, module: str, candidate: str | Path, *, limit: int = 200) -> ShadowReport:
         """Run a candidate beside the version in use on recent traffic; nothing is switched.
 
         Args:
             module: whose.
-            candidate: id of a registered version.
+            candidate: id of a registered version, or the folder of a pack that is none yet.
             limit: inputs at most, the newest.
 
         Raises:
+            StoreError: there is no such version.
             SLMError: the candidate is damaged or another module's.
         """
-        version = self._rows.get(candidate)
-        fault = self._fault(version)
-        if fault or version.module != module:
-            raise SLMError(fault or f"{candidate} is a version of {version.module}, not {module}")
+        name, folder = self._candidate(module, candidate)
         active = self.get_active_version(module)
-        old, new = self._build(module, active.folder), self._build(module, version.folder)
+        old, new = self._build(module, active.folder), self._build(module, folder)
         try:
             traffic = self.store.traffic.recent(module, limit)
-            report = compare(module, active.id, candidate, old, new, traffic)
+            report = compare(module, active.id, name, old, new, traffic)
         finally:
             old.close()
             new.close()
         told = f"tried on {report.inputs} inputs"
-        self._rows.note(module, "shadow", told, from_version=active.id, to_version=candidate,
+        self._rows.note(module, "shadow", told, from_version=active.id, to_version=name,
                         meta=report.to_dict())  # fmt: skip
         return report
+
+    def _candidate(self, module: str, candidate: str | Path) -> tuple[str, Path]:
+        if isinstance(candidate, Path):
+            # Not the folder's path, which is nobody's business in a history.
+            return f"{load_pack(candidate, module).version}, not registered", candidate
+        version = self._rows.get(candidate)
+        fault = self._fault(version)
+        if fault or version.module != module:
+            raise SLMError(fault or f"{candidate} is a version of {version.module}, not {module}")
+        return candidate, version.folder
 
     def promote(self, report: ShadowReport, rule: PromotionRule | None = None) -> ModuleVersion:
         """Activate the candidate of a shadow run, when the rule allows it.

@@ -19,7 +19,8 @@ VERBS = {
     "plan", "quantize", "stop", "resume", "blt train", "blt generate", "blt patch", "blt eval",
     "blt convert", "blt calibrate", "tune", "classify", "runs list", "runs show", "runs compare",
     "runs plot", "runs add", "runs forget", "sou pack", "sou inspect", "sou verify", "sou unpack",
-    "sou diff", "slm run", "slm bench", "slm versions", "slm status",
+    "sou diff", "slm run", "slm bench", "slm versions", "slm status", "slm register", "slm shadow",
+    "slm activate", "slm rollback",
 }  # fmt: skip
 
 

@@ -29,8 +29,8 @@ from mlx_companion.slm.results import ResearchResult
 from mlx_companion.store import Store
 
 STEPS = [
-    "listen", "learn", "research", "prompt", "generate", "guard", "polish", "keep", "remember",
-    "watch",
+    "listen", "learn", "research", "prompt", "generate", "guard", "rewrite", "polish", "keep",
+    "remember", "watch",
 ]  # fmt: skip
 SECRET = "Maximilian-of-the-fjord"
 
@@ -52,7 +52,7 @@ def test_every_step_is_in_the_trace(companion: Companion) -> None:
     assert str(reply) == reply.text == "You said: hello, call me Max."
     assert [step.name for step in reply.trace.steps] == STEPS
     states = {step.name: step.state for step in reply.trace.steps}
-    assert states == dict.fromkeys(STEPS, "ok") | {"research": "skipped"}
+    assert states == dict.fromkeys(STEPS, "ok") | {"research": "skipped", "rewrite": "skipped"}
     assert reply.trace.faults == []
     assert reply.trace["listen"].made == "needs no research (chat, 0.90); 1 things to learn"
     assert reply.trace["learn"].made == "person.name = 'Max'"

@@ -58,7 +58,7 @@ def test_the_trace_is_a_line_per_step(
 ) -> None:
     printed, _ = piped(companion.conversation, "hello\n/trace\n", monkeypatch)
     assert [line.split()[0] for line in printed[1:]] == [
-        "listen", "learn", "research", "prompt", "generate", "guard", "polish", "keep",
+        "listen", "learn", "research", "prompt", "generate", "guard", "rewrite", "polish", "keep",
         "remember", "watch",
     ]  # fmt: skip
 
