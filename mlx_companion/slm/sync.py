@@ -31,6 +31,12 @@ from before both::
     sync.process_queue()
     sync.get_latest_context()          # {"preference.emoji": False}
     sync.undo(receipt.id)
+
+A journal that only grows would one day be slow, so it is compacted (`compact`, and by itself from
+`compact_above` updates on). For `keep_days` every update is kept: its id is recognized, it is in
+the history, and it can be undone. Of older ones there stay, for good, those that hold their key or
+wait for the person, the best `keep_per_key` of each key, so that undoing goes on as before, and one
+for each value that was taken back or rejected, which stays barred.
 """
 
 from __future__ import annotations
@@ -43,7 +49,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlx_companion.errors import ConfigError, DataError, SLMError
+from mlx_companion.errors import CompanionError, ConfigError, DataError, SLMError
+from mlx_companion.runtime.logs import get_logger
 from mlx_companion.slm.results import ContextUpdate
 from mlx_companion.store import ContextEntry, NewEntry, Store
 from mlx_companion.store.context import beats
@@ -54,6 +61,10 @@ __all__ = ["Change", "ContextSyncManager", "QueueReport", "Receipt", "SyncConfig
 
 _POLL_SECONDS = 0.01
 _BATCH = 256
+# Deleted in one transaction; others write in between.
+_COMPACTED = 2000
+
+_logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -67,6 +78,9 @@ class SyncConfig:
         changes_per_day: how many of those inferences may change in 24 hours.
         major_step: an inference that moves a number of the personality by this much (or puts
             any other value in place of one that is there) waits for approval.
+        keep_days: for so long every decided update is kept.
+        keep_per_key: of the older ones that were applied, so many of each key.
+        compact_above: updates in the journal from which it is compacted by itself; None for never.
     """
 
     capacity: int = 1000
@@ -74,8 +88,16 @@ class SyncConfig:
     personality: tuple[str, ...] = ("personality.", "preference.tone", "preference.formality")
     changes_per_day: int = 5
     major_step: float = 0.3
+    keep_days: float = 30.0
+    keep_per_key: int = 3
+    compact_above: int | None = 5000
 
     def __post_init__(self) -> None:
+        if not 1 <= self.keep_days < 36500 or self.keep_per_key < 1:
+            # The limit of changes per day looks a day back.
+            raise ConfigError("'keep_days' must be at least 1, and 'keep_per_key' too")
+        if self.compact_above is not None and self.compact_above < 1:
+            raise ConfigError(f"'compact_above' is {self.compact_above}; expected 1 or more")
         if self.capacity < 1 or self.changes_per_day < 0 or self.major_step <= 0:
             raise ConfigError(
                 "'capacity' must be at least 1, 'changes_per_day' 0 or more, 'major_step' above 0"
@@ -146,6 +168,8 @@ class ContextSyncManager:
         self._guard = threading.Lock()
         self._leader = threading.Lock()
         self._waiting: list[_Ticket] = []
+        # Looked at by the first `process_queue`, then now and then.
+        self._since_look = _BATCH
 
     def queue_update(
         self,
@@ -257,7 +281,40 @@ class ContextSyncManager:
             if len(entries) < _BATCH:
                 break
             left -= len(entries) if left > 0 else 0
+        self._tidy(report.decided.total())
         return report
+
+    def compact(self) -> int:
+        """Delete what nothing needs any more (see the module), a part at a time.
+
+        What is known, what waits, and undoing stay as they are. It may be ended at any moment, and
+        others may write meanwhile.
+
+        Returns:
+            How many updates were deleted.
+
+        Raises:
+            StoreError: the store cannot be written; what was deleted so far is.
+        """
+        before = format_time(self._clock() - dt.timedelta(days=self.config.keep_days))
+        deleted, part = 0, _COMPACTED
+        while part == _COMPACTED:
+            part = self._log.compact(before, self.config.keep_per_key, _COMPACTED)
+            deleted += part
+        return deleted
+
+    def _tidy(self, decided: int) -> None:
+        """Compact a journal that has grown too long; looks only once in a while."""
+        self._since_look += decided
+        if self.config.compact_above is None or self._since_look < _BATCH:
+            return
+        self._since_look = 0
+        try:
+            if self._log.size() > self.config.compact_above:
+                self.compact()
+        except CompanionError as error:
+            # Nothing is lost, and the updates are decided: the next look tries again.
+            _logger.warning("the journal was not compacted", extra={"error": str(error)})
 
     def get_latest_context(self, prefix: str = "") -> dict[str, Any]:
         """What is known now, by key (that starts with `prefix`); queued updates are not yet in."""

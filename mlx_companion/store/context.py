@@ -41,6 +41,25 @@ _INSERT = (
 )
 
 
+# Rows that nothing needs any more. Each condition stands for itself, so any part of them may go.
+_SPENT = f"""
+    SELECT id FROM (
+        SELECT id, position, current, status, key, value,
+            row_number() OVER (PARTITION BY key, status = 'applied' ORDER BY {_ORDER}) AS place
+        FROM context_updates
+        WHERE coalesce(decided_at, created_at) < :before AND status NOT IN ('queued', 'pending')
+    ) AS old
+    WHERE current = 0 AND position < (SELECT max(position) FROM context_updates) AND CASE
+        WHEN status = 'applied' THEN place > :per_key
+        WHEN status IN ('undone', 'rejected') THEN EXISTS (
+            SELECT 1 FROM context_updates AS same
+            WHERE same.key = old.key AND same.value = old.value AND same.position > old.position
+            AND same.status IN ('undone', 'rejected'))
+        ELSE 1
+    END LIMIT :most
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class NewEntry:
     """One update to be kept; checked on the way in.
@@ -232,6 +251,30 @@ class ContextLog:
         )
         self._db.execute(
             "UPDATE context_updates SET current = 1 WHERE id = ? AND current = 0", (best,)
+        )
+
+    def size(self) -> int:
+        """How many updates there are, of every status."""
+        return self._db.value("SELECT count(*) FROM context_updates")
+
+    def compact(self, before: str, per_key: int, most: int) -> int:
+        """Delete updates that nothing needs any more, in one transaction.
+
+        Decided before a moment they have to be, and none of: the one that holds its key; the best
+        `per_key` of the old applied ones of a key, which hold it when those above are taken back;
+        the last one that was taken back or rejected with a value, which bars it; the last queued.
+
+        Args:
+            before: ISO 8601 in UTC.
+            per_key: 1 or more.
+            most: rows to delete at most.
+
+        Returns:
+            How many were deleted.
+        """
+        return self._db.execute(
+            f"DELETE FROM context_updates WHERE id IN ({_SPENT})",
+            {"before": before, "per_key": per_key, "most": most},
         )
 
     def choose_all(self) -> None:
