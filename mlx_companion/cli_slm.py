@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
+    from mlx_companion.loop.presence import Running
     from mlx_companion.slm.batches import FileRun
     from mlx_companion.slm.bench import LatencyRow
     from mlx_companion.slm.config import SLMConfig
@@ -119,8 +120,9 @@ def bench(
 @app.command()
 def status(
     once: Annotated[bool, flag("--once", "Print one picture and end.")] = False,
+    own: Annotated[bool, flag("--own", "Load the modules here, whatever runs elsewhere.")] = False,
     text: Annotated[str, option("TEXT", "The message that the modules are given.")] = _HELLO,
-    every: Annotated[float, option("SECONDS", "Time between two messages (2).")] = 2.0,
+    every: Annotated[float, option("SECONDS", "Time between two pictures (2).")] = 2.0,
     config: ConfigFile = None,
     set_: Set = None,
     as_json: AsJson = False,
@@ -128,7 +130,9 @@ def status(
 ) -> None:
     """Watch the modules at work: state, circuit, latencies, memory, last results.
 
-    They are given a message again and again; Ctrl-C ends it.
+    Where a companion runs (`chat --modules`, or a program), its modules are shown as they were
+    after its last reply. Where none does, they are loaded here and given a message again and again.
+    Ctrl-C ends it.
     """
     import asyncio
 
@@ -137,11 +141,56 @@ def status(
     settings = read_settings(SLMConfig, config, set_)
     if not every > 0:
         raise ConfigError(f"--every is {every}; expected more than 0 seconds")
-    own = SLMOrchestrator(factory=_factory(settings))
+    if not own and (seen := _running()) is not None and seen.alive:
+        _watch_other(seen, every, as_json, once)
+        return
+    modules = SLMOrchestrator(factory=_factory(settings))
     if once or as_json:
-        asyncio.run(_one_picture(own, text, as_json))
+        asyncio.run(_one_picture(modules, text, as_json))
     else:
-        asyncio.run(_watch(own, text, every))
+        asyncio.run(_watch(modules, text, every))
+
+
+def _running() -> Running | None:
+    from mlx_companion.loop.presence import running
+    from mlx_companion.runtime.paths import data_dir
+    from mlx_companion.store import Store
+    from mlx_companion.store.store import FILE_NAME
+
+    if not (data_dir() / FILE_NAME).exists():
+        return None
+    with Store() as store:
+        return running(store)
+
+
+def _watch_other(seen: Running, every: float, as_json: bool, once: bool) -> None:
+    """Pictures of a companion in another process, until it ends."""
+    import time
+
+    from rich.live import Live
+
+    if as_json:
+        print_json([one.to_dict() for one in seen.modules])
+        return
+    if once:
+        make_console().print(_picture_of(seen))
+        return
+    with Live(_picture_of(seen), console=make_console(), auto_refresh=False) as live:
+        latest: Running | None = seen
+        while latest is not None and latest.alive:
+            live.update(_picture_of(latest), refresh=True)
+            time.sleep(every)
+            latest = _running()
+    typer.echo("the companion has ended", err=True)
+
+
+def _picture_of(seen: Running) -> Table:
+    table = status_table(seen.modules)
+    table.caption = (
+        f"companion {seen.version}, process {seen.pid}, {seen.memory_mb:,.0f} MB in memory, "
+        f"last reply {seen.at[:19]}"
+    )
+    return table
 
 
 async def _one_picture(own: SLMOrchestrator, text: str, as_json: bool) -> None:
@@ -205,7 +254,8 @@ def _last(one: ModuleStatus) -> str:
     if one.last is None:
         return ""
     if one.last.result is None:
-        return f"{one.last.status}: {one.last.error}"
+        # Of another process only this is known: results are what somebody has said.
+        return one.last.status + (f": {one.last.error}" if one.last.error else "")
     shown = "; ".join(f"{key} {_brief(value)}" for key, value in _head(one.last.result.to_dict()))
     return shown if one.last.ok else f"{one.last.status}, {one.last.fallback}: {shown}"
 

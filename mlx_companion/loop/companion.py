@@ -29,6 +29,7 @@ A step that fails is recorded in the trace and the reply goes on without it; onl
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -36,11 +37,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from mlx_companion.errors import LoopError
+from mlx_companion.errors import LoopError, StoreError
 from mlx_companion.loop.chat import Chat, Turn
 from mlx_companion.loop.config import LoopConfig
 from mlx_companion.loop.habits import SOURCE, habits_of
 from mlx_companion.loop.modules import Modules
+from mlx_companion.loop.presence import Presence
 from mlx_companion.loop.probing import check_probes
 from mlx_companion.loop.prompting import Known, built_prompt, polish
 from mlx_companion.loop.served import ServedModel
@@ -120,6 +122,7 @@ class Companion:
         self._budget = budget_tokens
         self._owns_store = False
         self._modules = Modules(store, served.profile, slm, factory, served.lm)
+        self._presence = Presence(store)
         # One thread for the model: its replies and its loading never run beside each other.
         self._model_thread = Worker("companion-model")
         self._research_lane = Lane("research-tool")
@@ -276,6 +279,8 @@ class Companion:
         """Let the threads and modules go, and the store when `open` opened it."""
         self._model_thread.settle(_PATIENCE)
         self._modules.close()
+        with contextlib.suppress(StoreError):
+            self._presence.leave()
         if self._owns_store:
             self.store.close()
 
@@ -405,6 +410,8 @@ class Companion:
     async def _watch(self, turn: Turn, said: str, trace: Trace) -> None:
         with trace.step("watch", said) as step:
             await self._modules.watch(said, turn.prompt, step)
+            pictures = self._modules.orchestrator.status()
+            await asyncio.to_thread(self._presence.tell, self.served.version_id, pictures)
 
     def _turn(self) -> asyncio.Lock:
         """One lock per event loop: `chat_sync` runs each reply in a loop of its own."""

@@ -55,6 +55,18 @@ class ModuleStatus:
             "last": None if self.last is None else self.last.to_dict(),
         }
 
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> ModuleStatus:
+        """What `to_dict` made, without the last result, which has lost its type.
+
+        Raises:
+            TypeError, KeyError: the value is something else.
+        """
+        last = value["last"]
+        if last is not None:
+            last = ModuleOutcome(**{**last, "result": None})
+        return cls(**{**value, "breaker": BreakerState(**value["breaker"]), "last": last})
+
 
 class ModuleHealth:
     """The record of one module.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import companion_world as world
 import pytest
 from conftest import Run
 from slm_stand_ins import StandIn, answer
@@ -275,3 +277,35 @@ def test_run_takes_the_version_in_use(
     words = ("slm", "run", "context_tracker", "--in", source, "--out", tmp_path / "y.jsonl")
     assert run(*words).exit_code == 0
     assert load_pack(taken[0]["context_tracker"]).version == "9"
+
+
+def test_status_shows_the_companion_that_runs(
+    run: Run, modules: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    with Store() as store, world.companion(store) as companion:
+        companion.chat_sync("hello there")
+        done = run("slm", "status", "--once")
+        assert done.exit_code == 0, done.output
+        lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.strip()}
+        assert set(MODULES) <= set(lines)
+        assert f"companion v0001, process {os.getpid()}, " in done.stdout
+        assert lines["drift_monitor"].split()[-1] == "ok"
+        plain = json.loads(run("slm", "status", "--json").stdout)
+        assert {one["module"]: one["counts"] for one in plain} == dict.fromkeys(MODULES, {"ok": 1})
+        assert modules["personality_guard"].seen == []
+        assert "companion" not in run("slm", "status", "--once", "--own").stdout
+        assert modules["personality_guard"].seen != []
+    assert "companion" not in run("slm", "status", "--once").stdout
+
+
+def test_status_ends_with_the_companion_that_it_shows(
+    run: Run, modules: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Store() as store:
+        companion = world.companion(store)
+        companion.chat_sync("hello there")
+        monkeypatch.setattr("time.sleep", lambda seconds: companion.close())
+        done = run("slm", "status")
+        assert done.exit_code == 0, done.output
+        assert "the companion has ended" in done.stderr
