@@ -49,9 +49,16 @@ def find_actions(
         stage = Stage(piece.words, piece.content, rules)
         if can_be_action(piece):
             ruled = ruled_action(piece, rules, stage)
-            if head.decides(piece, stage, ruled) if head else ruled:
+            if _decided(piece, rules, stage, ruled, head) if head else ruled:
                 found.append(Finding(ASTERISK_ACTION, piece.start, piece.end))
     return [*found, *_unclosed(draft, rules)]
+
+
+def _decided(
+    piece: Piece, rules: GuardRules, stage: Stage, ruled: bool, head: DirectionHead
+) -> bool:
+    about = not ruled and tells_of_words(piece, rules)
+    return not about and head.decides(piece, stage, ruled)
 
 
 def can_be_action(piece: Piece) -> bool:

@@ -13,6 +13,7 @@ import re
 from itertools import pairwise
 
 from mlx_companion.personality.lexicon import is_word, ordinary_case
+from mlx_companion.slm.guard_labels import named_here
 from mlx_companion.slm.guard_shouts import (
     STRETCHED,
     TOKEN,
@@ -40,6 +41,7 @@ def find_capitals(draft: Draft, rules: GuardRules) -> list[Finding]:
     ]
     for token in tokens:
         token.role = role_of(draft, rules, token)
+    _call_people(draft, rules, tokens)
     _settle(draft, rules, tokens)
     tokens += _inner_shouts(draft)
     return [
@@ -47,6 +49,30 @@ def find_capitals(draft: Draft, rules: GuardRules) -> list[Finding]:
         for one in tokens
         if one.role == "shout" and len(one.word) > 1
     ]
+
+
+def _call_people(draft: Draft, rules: GuardRules, tokens: list[Token]) -> None:
+    """ "You met DOLLY PARTON": two words in a row that are neither acronyms nor English."""
+    for first, second in pairwise(tokens):
+        pair = (first, second)
+        apart = draft.text[first.end : second.start] != " "
+        if apart or is_word(first.word) or any(one.role not in _STRANGERS for one in pair):
+            continue
+        called = first.role == "person" and len(second.word) > 2
+        strange = all(_sayable(one.word) and not is_word(one.word) for one in pair)
+        named = any(named_here(draft, one.start, one.end, one.word) for one in pair)
+        if (called or strange) and not named:
+            first.role = second.role = "shout"
+
+
+_STRANGERS = ("none", "person", "shout")
+
+
+def _sayable(word: str) -> bool:
+    """Tell whether it can be spoken as a word, which most acronyms cannot."""
+    if len(word) < 5 or not word.isalpha() or re.search(r"[^aeiouy]{4}|[aeiouy]{4}", word):
+        return False
+    return 0.2 <= sum(letter in "aeiouy" for letter in word) / len(word) <= 0.6
 
 
 def _in_prose(draft: Draft, found: re.Match[str]) -> bool:
@@ -75,6 +101,7 @@ def _settle(draft: Draft, rules: GuardRules, tokens: list[Token]) -> None:
     """Emphatic words and acronyms of a shout belong to it, and labels do in their sentence."""
     _unite(draft, tokens, rules.capitals["gushing"])
     _spread_all(draft, tokens)
+    _whole_sentences(draft, tokens)
     loud = {draft.sentence(one.start) for one in tokens if one.role == "shout"}
     run = _runs(draft, tokens)
     for token in tokens:
@@ -84,6 +111,19 @@ def _settle(draft: Draft, rules: GuardRules, tokens: list[Token]) -> None:
         if token.role in ("emphatic", "label") and (excited or run.get(token.start, 0) > 2):
             token.role = "shout"
     _spread_all(draft, tokens)
+
+
+def _whole_sentences(draft: Draft, tokens: list[Token]) -> None:
+    """ "DO IT.": short sentences of plain words, all in capitals, with others around them."""
+    for token in tokens:
+        first, last = draft.sentence(token.start)
+        said = draft.text[first:last].strip()
+        if token.role not in ("emphatic", "single", "acronym") or len(said) > 60:
+            continue
+        words = re.findall(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*", said)
+        whole = len(words) > 1 and said.isupper() and said[-1] in ".!?" and "NOT" not in words
+        if whole and all(is_word(word) for word in words):
+            token.role = "shout"
 
 
 def _unite(draft: Draft, tokens: list[Token], gushing: frozenset[str]) -> None:

@@ -45,11 +45,6 @@ _NARRATED = re.compile(
 _SCENE = re.compile(
     r"(?<=[.!?\u201d] )((?:The|A|His|Her) (?:[a-z]+ ){1,2})([a-z]+)((?: [a-z-]+){0,5})(?=[.,;])"
 )
-_SUBJECTS = """
-    It|She|He|The function|The valve|My neighbour|Anna|This|That|The method|Each node|Nobody|What
-    |The old engine|The word|A good editor|The dog|Your cat|The team|Everyone|The clock|The stone
-"""
-_DOERS = [one.strip() for one in _SUBJECTS.split("|")]
 _ALL_MARKS = (72, 8, 2, 9, 5, 4)
 _EMPHASIS = (70, 16, 2, 12, 0, 0)
 
@@ -207,7 +202,8 @@ class _Maker:
         return self._row(self._frame("own"), self._mark(said, _EMPHASIS), f"whole {said}")
 
     def _own(self, name: str, marks: Sequence[float], small: float) -> Row:
-        said = self._entry(name)
+        said = self._fill(self._entry(name))
+        said = said[0].upper() + said[1:]
         text = said[0].lower() + said[1:] if self._chance(small) else said
         marked = self._mark(text + "." * self._chance(0.4), marks)
         return self._row(self._frame("own"), marked, f"{name} {said}")
@@ -231,10 +227,14 @@ class _Maker:
         """ "The dog *barks* at night": the verb of a sentence."""
         phrase = self._verb() if self.verbs else self._fill("{verbs} {what}")
         verb, _, rest = phrase.partition(" ")
-        goes = f" {rest}" if rest else ""
-        before = f"{self._said()} " * self._chance(0.3)
-        frame = f"{before}{self.rng.choice(_DOERS)} @{goes}. " + "{s}" * self._chance(0.4)
-        return self._row(frame.strip(), self._mark(verb, _EMPHASIS), f"told {verb}")
+        goes, marked = (f" {rest}" if rest else ""), verb
+        if self._chance(0.4):
+            goes, marked = "", phrase
+        before = f"{self._said()} " * self._chance(0.3) + f"{self._said()[:-1]}, " * self._chance(
+            0.2
+        )
+        frame = f"{before}{self._entry('doers')} @{goes}. " + "{s}" * self._chance(0.4)
+        return self._row(frame.strip(), self._mark(marked, _EMPHASIS), f"told {verb}")
 
     def _noun(self) -> Row:
         """ "*Yawning* is contagious", "*Sighs* are longer than breaths"."""

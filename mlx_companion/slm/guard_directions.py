@@ -46,6 +46,7 @@ _CLASSES = {
 _CLASS_OF = {word: name for name, words in _CLASSES.items() for word in words.split()}
 _LONGEST = 12
 _CLIP = 4
+_BRACKETED = 1.5
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,10 @@ class DirectionHead:
             stage: its words.
             ruled: what the rules say.
         """
-        return self.logit(piece, stage, ruled) >= (self.keep if ruled else self.overrule)
+        least = self.keep if ruled else self.overrule
+        # Brackets hold remarks far more often than actions.
+        least += _BRACKETED if piece.mark in ("(", "[") else 0.0
+        return self.logit(piece, stage, ruled) >= least
 
 
 def features_text(piece: Piece, stage: Stage, ruled: bool) -> str:

@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass
 
 from mlx_companion.personality.lexicon import is_word
+from mlx_companion.slm.guard_labels import is_counted, named_here, used_keyword
 from mlx_companion.slm.guard_text import Draft, GuardRules
 
 _U = "A-Z\u00c0-\u00d6\u00d8-\u00de"
@@ -41,7 +42,7 @@ _DEFINES = re.compile(r"\b(?:stands for|acronym|abbreviat\w+|short for|mnemonic)
 
 @dataclass
 class Token:
-    """One word in capitals; `role` is shout, acronym, emphatic, label, single, named or none."""
+    """A word in capitals; role: shout, acronym, emphatic, label, single, named, person or none."""
 
     start: int
     end: int
@@ -71,16 +72,18 @@ def role_of(draft: Draft, rules: GuardRules, token: Token) -> str:
         return "none"
     if STRETCHED.search(word):
         return "shout" if _stretched(rules, word) else "none"
-    if word in lists["interjections"]:
-        return "shout"
+    if word in lists["interjections"] or word in lists["chat"]:
+        mentioned = _defined(draft, token) or named_here(draft, token.start, token.end, word)
+        return "none" if mentioned else "shout"
     if not is_word(word) and word not in lists["acronyms"]:
-        return "shout" if _coined(word) else "none"
-    if _NUMBERED.match(draft.text, token.end):
+        return "shout" if _coined(word) else ("person" if word in rules.first_names else "none")
+    if _is_numbered(draft, token):
         return "none"
     roman = _ROMAN.fullmatch(word.upper()) and word not in ("mix", "did")
     if roman or _heads_line(draft, rules, token):
         return "none"
-    if _on_screen(draft, rules, token):
+    calm = word not in lists["gushing"]
+    if _on_screen(draft, rules, token) or (calm and named_here(draft, *_at(token))):
         return "named"
     return _word_role(draft, rules, token)
 
@@ -98,7 +101,8 @@ def _word_role(draft: Draft, rules: GuardRules, token: Token) -> str:
     defined = _defined(draft, token)
     if defined or (word in lists["acronyms"] and word not in lists["emphatic"]):
         return "shout" if not defined and _only_a_word(draft, rules, token) else "acronym"
-    if word in lists["keywords"] and _in_keywords(draft, rules, token):
+    used = word not in lists["gushing"] and used_keyword(draft, token.start)
+    if word in lists["keywords"] and (used or _in_keywords(draft, rules, token)):
         return "named"
     if word in lists["emphatic"]:
         asks = word in _ASKS and draft.text[token.end : token.end + 1] in ("?", "!")
@@ -109,8 +113,20 @@ def _word_role(draft: Draft, rules: GuardRules, token: Token) -> str:
     return "shout"
 
 
+def _at(token: Token) -> tuple[int, int, str]:
+    return token.start, token.end, token.word
+
+
 # "DAY 3", "PART II": what is counted is a label.
 _NUMBERED = re.compile(r"\s(?:#?\d+\b(?!\s?%)|[IVX]+\b(?!['\u2019]))(?! (?:times|more|of)\b)")
+
+
+def _is_numbered(draft: Draft, token: Token) -> bool:
+    found = _NUMBERED.match(draft.text, token.end)
+    # "EVERYTHING I hoped for" is not the first of its kind.
+    return found is not None and (found[0].strip() != "I" or is_counted(token.word))
+
+
 _ASKS = frozenset(["what", "why", "how", "who", "when", "where"])
 
 
@@ -131,12 +147,17 @@ def _stressed(draft: Draft, token: Token) -> bool:
     return last in _DEGREES or exclaims
 
 
+_WONDERS = frozenset(["guess", "know", "knows", "tell", "see", "wonder", "remember", "ask", "is"])
+
+
 def _only_a_word(draft: Draft, rules: GuardRules, token: Token) -> bool:
     """Tell whether what could be an acronym is a shout after all."""
     before = (draft.words_before(token.start, 1) or [""])[-1]
     after = draft.text[token.end : token.end + 1]
     if token.word == "am":
         return before == "i"
+    if token.word == "who" and before in _WONDERS:
+        return True
     if token.word in ("it", "in", "on", "me", "us", "who"):
         ends = bool(after) and after in "!"
         return ends and before in rules.capitals["doing"]

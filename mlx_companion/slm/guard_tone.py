@@ -23,6 +23,7 @@ TONE_CHEERLEADER = "tone_cheerleader"
 _NOISE = re.compile(r"[*_~#>`]+|\s+")
 _CLOSING_MARKS = re.compile(r"[!.\uff01\u2026]+")
 _LONGEST = 300
+_FEWEST_WORDS = 3
 _STRONG = (
     r"(?:amazing|awesome|fantastic|incredible|wonderful|brilliant|phenomenal|spectacular|fabulous|"
     r"magnificent|marvell?ous|stellar|superb|terrific|excellent|outstanding|fantabulous|epic|"
@@ -41,14 +42,16 @@ _GUSHING = re.compile(
     "|".join(
         (
             r"^(?:(?:oh|wow|ah|ooh|yes|hey|well)[,! ]+)?(?:what|that's|that is|this is|it's|such)?"
-            rf"(?: |^){_VERY}{_STRONG},? (?:and {_STRONG} )?{_OBJECT}\b",
+            # "Great question" alone is a habit of speech.
+            r"(?: |^)(?!(?:an? )?(?:great|lovely) \w+)"
+            rf"{_VERY}{_STRONG},? (?:and {_STRONG} )?{_OBJECT}\b",
             rf"\bwhat an? {_VERY}{_STRONG} \w+",
             r"\byou(?:'ve| have)? (?:totally |absolutely |so )?got this"
             r"(?=\s*(?:[!.,;\u2014]|$|and\b|champ|buddy|friend|my))",
             r"\byou can do (?:this|it)(?=\s*(?:!|$)|, (?:i|we) )",
             r"\b(?:i|we) (?:totally |truly |really |fully |always )?believe in you\b",
             r"\bbelieve in yourself\b",
-            r"\b(?:i'm|i am|we're|we are|so) (?:so |very |really |incredibly |super |truly |just )*"
+            r"\b(?:i'm|i am|we're|we are|so) (?:so |very |really |incredibly |super |truly |just )+"
             r"proud of you\b",
             r"\b(?:i'm|i am) (?:so |just |absolutely |truly |beyond |really |super |totally )+"
             r"(?:excited|thrilled|happy|delighted|pumped|stoked|psyched|impressed|honored|honoured|"
@@ -82,9 +85,8 @@ _GUSHING = re.compile(
             r"(?:see|hear|help|dive|get started|explore|share)\b",
             r"\blet's (?:gooo*|do this|make (?:it|magic|some magic)|crush|rock|smash)\b(?=.{0,30}!|"
             r"\s*(?:together|$))",
-            r"^(?:way to go|go you|go get 'em|woo+ ?hoo+|yay+|hooray|woot|bravo|amazing|awesome|"
-            r"fantastic|incredible|wonderful|brilliant|spectacular|phenomenal|superb|absolutely"
-            r"|wow)(?:,? [\w']+){0,2}!",
+            r"^(?:way to go|go you|go get 'em|amazing|awesome|"
+            r"fantastic|incredible|wonderful|spectacular|phenomenal|superb)(?:,? [\w']+){0,2}!",
             r"\b(?:best|greatest|coolest|most amazing) (?:\w+ ){1,3}ever(?=\s*!)",
             r"\bgive yourself (?:a )?(?:huge |big )?(?:pat|round|credit|hug)\b.{0,40}!",
             r"\bpat yourself on the back\b",
@@ -172,6 +174,8 @@ def find_tone(draft: Draft, head: ToneHead | None) -> list[Finding]:
     spans = [span for span in draft.sentences() if _judged(draft, span)]
     texts = [tone_text(draft.own[start:end]) for start, end in spans]
     chances = head.probability(texts) if head and texts else np.zeros(len(texts))
+    # "Ever." tells the head nothing.
+    chances[[len(one.split()) < _FEWEST_WORDS for one in texts]] = 0.0
     least = head.threshold if head else 1.1
     found = []
     for (start, end), said, chance in zip(spans, texts, chances, strict=True):

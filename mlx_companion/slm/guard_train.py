@@ -35,7 +35,7 @@ from mlx_companion.slm.packs import Pack, packaged, save_pack
 from mlx_companion.slm.written import written
 
 PRECISION = 0.94
-FALSE_ALARMS = 0.008
+FALSE_ALARMS = 0.004
 # Sentences written one by one are of more kinds than those from patterns.
 _WRITTEN_WEIGHT = 3.0
 _NGRAMS = NGramConfig(char=(2, 5), words=(1, 3), char_columns=1 << 15, word_columns=1 << 14)
@@ -130,7 +130,9 @@ def train_guard(
         settings={**settings, **directions},
         rules=rules,
         metrics={**metrics, "sentences": own, "calm_sentences": len(calm), "seed": seed},
-        card=_CARD.format(count=own, calm=len(calm), seed=seed, version=version, **metrics),
+        card=_CARD.format(
+            count=own, lone=lone, calm=len(calm), seed=seed, version=version, **metrics
+        ),
     )
 
 
@@ -206,8 +208,8 @@ What a reply must not hold, and one small head that hears cheerleading.
   (int8), with its calibration and threshold in `settings.json`. It judges tone where no set phrase
   does.
 
-**Data.** {count} sentences written for this project (Apache-2.0, as the package): 800 one by one in
-`slm/data/written/tone.txt`, the rest from patterns with slots in
+**Data.** {count} sentences written for this project (Apache-2.0, as the package): {lone} one by
+one in `slm/data/written/tone.txt`, the rest from patterns with slots in
 `slm/data/guard_training/tone.yaml`; and {calm} ordinary sentences of the calm class:
 comments labelled neutral from GoEmotions (Demszky et al., 2020; Apache-2.0) and sentences of
 public-domain books (Standard Ebooks editions, CC0).

@@ -1,0 +1,82 @@
+"""Words in capitals that name something: what a sign says, a level of a log, a field of a form.
+
+The word alone cannot tell: "it is HOT" shouts, "the knob goes from LOW to HIGH" does not. These
+tests look at the sentence around it. `guard_shouts` asks them before it calls a word a shout::
+
+    named_here(draft, start, end, "high")      # True in the second sentence
+"""
+
+from __future__ import annotations
+
+import re
+
+from mlx_companion.slm.guard_text import Draft
+
+# What has states, values and words written on it.
+_BEARERS = re.compile(
+    r"\b(?:levels?|enums?|values?|constants?|options?|propert(?:y|ies)|columns?|knobs?|dials?|"
+    r"switch(?:es)?|labels?|buttons?|forms?|fields?|margins?|signs?|stamps?|stickers?|screens?|"
+    r"displays?|panels?|box(?:es)?|menus?|keywords?|states?|status(?:es)?|modes?|phases?|flags?|"
+    r"settings?|banners?|posters?|doors?|placards?|arguments?|parameters?|types?)\b",
+    re.IGNORECASE,
+)
+_BEARS = re.compile(
+    r"(?:\b(?:says?|said|reads?|asks? for|asks|means|called|named|from|to|takes?|are|be|has|have|"
+    r"stamped|printed|marked|labell?ed|values?|levels?|states?|modes?|colou?rs?|between|than|"
+    r"[A-Z]{2,},? (?:and|or)|[A-Z]{2,},)|:|=)\s(?:(?:your|the|an?|its)\s)?$"
+)
+_WRITTEN = re.compile(
+    r"(?:\s[A-Z]+){0,5}\s(?:was|is|were|are|had been)\s(?:\w+ )?"
+    r"(?:stamped|printed|written|painted|engraved|displayed)\b"
+)
+_MEANS = re.compile(r"\s(?:means|stands for|denotes|indicates)\b")
+_LABEL_BEFORE = re.compile(
+    r"\b(?:CAUTION|WARNING|DANGER|NOTICE|NOTE|ATTENTION|IMPORTANT|ALERT|REMINDER)\s?:(?:\s[A-Z]+)*\s$"
+)
+_COUNTED_WORDS = """
+    part chapter book act day phase level type volume section title stage class war step unit
+    lesson round episode season figure table appendix article grade group zone gate track
+"""
+_COUNTED = frozenset(_COUNTED_WORDS.split())
+_NUMBER = re.compile(r"\s(?:ONE|TWO|THREE|FOUR|FIVE|SIX|SEVEN|EIGHT|NINE|TEN|[IVX]+)\b")
+_USES = frozenset(["use", "using", "uses", "send", "sends", "via", "issue", "call", "an", "a"])
+
+
+def named_here(draft: Draft, start: int, end: int, word: str) -> bool:
+    """Tell whether the sentence makes the word at [start, end) the name of something.
+
+    Args:
+        draft: the reply.
+        start, end: the span of the word.
+        word: it in lower case.
+    """
+    first, last = draft.sentence(start)
+    left = draft.own[max(first, start - 100) : start]
+    right = draft.own[end : min(last, end + 60)]
+    if right.lstrip().startswith("!"):
+        return False
+    borne = _BEARS.search(left) is not None and _BEARERS.search(left) is not None
+    return (
+        borne
+        or _counted(left, right, word)
+        or any(one is not None for one in (_WRITTEN.match(right), _MEANS.match(right)))
+        or _LABEL_BEFORE.search(left) is not None
+    )
+
+
+def _counted(left: str, right: str, word: str) -> bool:
+    """ "PART TWO", "CHAPTER IV": what is counted, and the number after it."""
+    before = re.search(r"([A-Z]+) $", left)
+    if before and before[1].lower() in _COUNTED and _NUMBER.match(f" {word.upper()}"):
+        return True
+    return word in _COUNTED and _NUMBER.match(right) is not None
+
+
+def is_counted(word: str) -> bool:
+    """Tell whether a word stands before numbers: "part", "chapter"."""
+    return word in _COUNTED
+
+
+def used_keyword(draft: Draft, start: int) -> bool:
+    """Tell whether the word at `start` is something to be used: "use GET for reading"."""
+    return (draft.words_before(start, 1) or [""])[-1] in _USES
