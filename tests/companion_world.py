@@ -115,10 +115,14 @@ WORK: dict[str, Callable[[Any], Any]] = {
     "context_tracker": track,
     "drift_monitor": drift,
 }
-# Long enough for a machine that is busy with something else.
-PATIENT = {f"modules.{name}.timeout": 20.0 for name in WORK} | {
-    "orchestration.total_timeout": 30.0,
-    "orchestration.fallback_timeout": 20.0,
+# No stall of the machine makes a module late, nor do its memory and battery leave one out.
+PATIENT = {f"modules.{name}.timeout": 120.0 for name in WORK} | {
+    "orchestration.total_timeout": 240.0,
+    "orchestration.load_timeout": 300.0,
+    "orchestration.fallback_timeout": 120.0,
+    "orchestration.reset_seconds": 3600.0,
+    "orchestration.max_reset_seconds": 3600.0,
+    "resources.adaptive": False,
 }
 
 

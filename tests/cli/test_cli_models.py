@@ -6,11 +6,11 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from patience import LONG, until
 from tiny import tiny_llama
 from typer.testing import Result
 
@@ -38,10 +38,36 @@ def chats(tmp_path: Path) -> Path:
     return file
 
 
-def start(*words: str) -> subprocess.Popen[str]:
+# The command as it is, but a run that has a checkpoint goes on only after Ctrl-C: it cannot come to
+# its end before the signal does.
+HELD = """
+import signal, time
+from mlx_companion.cli import main
+from mlx_companion.training.callbacks import MetricsLog
+
+told, install, note = [], signal.signal, MetricsLog.on_step
+
+def installed(number, handler):
+    def heard(*arguments):
+        told.append(number)
+        return handler(*arguments)
+    return install(number, heard if number == signal.SIGINT and callable(handler) else handler)
+
+def noted(self, step):
+    note(self, step)
+    while list((self.path.parent / "checkpoints").glob("*")) and not told:
+        time.sleep(0.002)
+
+signal.signal, MetricsLog.on_step = installed, noted
+main()
+"""
+
+
+def start(*words: str, held: bool = False) -> subprocess.Popen[str]:
     """`mlx-companion` in a process of its own."""
+    program = ["-c", HELD] if held else ["-m", "mlx_companion"]
     return subprocess.Popen(
-        [sys.executable, "-m", "mlx_companion", *words],
+        [sys.executable, *program, *words],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         encoding="utf-8",
     )  # fmt: skip
@@ -105,7 +131,8 @@ def test_a_model_that_is_not_there(run: Run, tmp_path: Path) -> None:
 
 def test_a_chat_through_a_pipe_is_kept(model: str) -> None:
     process = start("chat", "--model", model, "--set", "serve.max_tokens=8", "--seed", "1")
-    out, errors = process.communicate("hello there\n/good\n/edit Good day.\nand now?\n", timeout=90)
+    said = "hello there\n/good\n/edit Good day.\nand now?\n"
+    out, errors = process.communicate(said, timeout=LONG)
     assert process.returncode == 0, errors
     with Store() as store:
         first, second = store.interactions.iter()
@@ -177,18 +204,16 @@ def test_an_interrupted_finetune_goes_on(model: str, chats: Path, tmp_path: Path
     out = tmp_path / "run"
     words = ["finetune", "--model", model, "--data", str(chats), "--out", str(out)]
     words += ["--epochs", "40", "--batch-tokens", "128", "--set", "train.save_every=5"]
-    process = start(*words)
-    until = time.monotonic() + 60
-    while not list((out / "checkpoints").glob("*")) and time.monotonic() < until:
-        time.sleep(0.01)
+    process = start(*words, held=True)
+    until(lambda: list((out / "checkpoints").glob("*")))
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=LONG)
     assert process.returncode == 130, errors
     assert "stopping at the next safe point" in errors
     assert "run the same command again to continue" in errors
     assert not (out / "result.json").exists()
     process = start(*words)
-    _, errors = process.communicate(timeout=90)
+    _, errors = process.communicate(timeout=LONG)
     assert process.returncode == 0, errors
     steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(steps)
@@ -198,11 +223,9 @@ def test_an_interrupted_finetune_goes_on(model: str, chats: Path, tmp_path: Path
 def test_a_thrown_switch_stops_a_running_finetune(model: str, chats: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     words = ["finetune", "--model", model, "--data", str(chats), "--out", str(out)]
-    process = start(*words, "--epochs", "2000", "--batch-tokens", "128")
-    until = time.monotonic() + 60
-    while not (out / "metrics.jsonl").exists() and time.monotonic() < until:
-        time.sleep(0.01)
+    process = start(*words, "--epochs", "100000", "--batch-tokens", "128")
+    until((out / "metrics.jsonl").exists)
     stop_file().touch()
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=LONG)
     assert process.returncode == 130, errors
     assert list((out / "checkpoints").glob("*"))

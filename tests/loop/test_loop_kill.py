@@ -40,7 +40,7 @@ PLANS = (
     ("collect", "judge", "mix", "train", "deploy"),
     ("generate", "mix", "train", "gate", "report"),
 )
-WAIT = 120.0
+WAIT = 600.0
 
 
 @dataclass

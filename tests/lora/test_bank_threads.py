@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from bank_models import TOKENS, adapted, alone, full_bank
 from lora_models import llama
+from patience import LONG
 
 from mlx_companion.errors import AdapterError
 from mlx_companion.lora import AdapterBank
@@ -28,7 +29,7 @@ def in_thread(work: Callable[[], Any]) -> Any:
 
     thread = threading.Thread(target=run)
     thread.start()
-    thread.join(60)
+    thread.join(LONG)
     if isinstance(found[0], Exception):
         raise found[0]
     return found[0]
@@ -102,6 +103,6 @@ def test_adding_and_removing_beside_a_running_batch() -> None:
                 np.testing.assert_allclose(found[0], logits, atol=1e-5)
     finally:
         stop.set()
-        thread.join(60)
+        thread.join(LONG)
     assert not problems
     assert "guest" not in bank

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from patience import LONG
 
 from mlx_companion.personality import text_metrics
 from mlx_companion.personality.metrics import formality, grade_level
@@ -61,6 +62,6 @@ def test_code_is_not_measured() -> None:
 
 def test_neither_network_nor_download() -> None:
     run = subprocess.run(
-        [sys.executable, "-W", "error", "-c", BLOCKED], capture_output=True, text=True, timeout=120
+        [sys.executable, "-W", "error", "-c", BLOCKED], capture_output=True, text=True, timeout=LONG
     )
     assert run.stdout.strip() == "True", run.stderr

@@ -185,7 +185,7 @@ def test_what_a_killed_writer_left_is_swept_by_the_next(tmp_path: Path) -> None:
         with atomic_path(sys.argv[1] + "/a.txt") as one, atomic_dir(sys.argv[1] + "/d") as two:
             one.write_text("half"); (two / "x").write_text("half")
             print("ready", flush=True)
-            time.sleep(60)
+            time.sleep(100_000)
     """
     writer = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)], stdout=subprocess.PIPE

@@ -32,18 +32,28 @@ for number in itertools.count():
     print("active", made.id, flush=True)
 """
 
+STATEMENTS = 20_000
+# Comes to a stop before one of its statements, when told to.
 MIGRATOR = """
-import sys
+import sys, threading
 from pathlib import Path
 from mlx_companion.store.database import Database
 from mlx_companion.store.migrations import Migration
 one = Migration(1, "first", ("CREATE TABLE notes (id INTEGER PRIMARY KEY, body TEXT) STRICT",))
-fill = tuple(f"INSERT INTO more VALUES ({n}, '{'x' * 500}')" for n in range(20000))
-two = Migration(2, "slow", ("CREATE TABLE more (id INTEGER PRIMARY KEY, body TEXT)", *fill))
-print("start", flush=True)
+class Held(tuple):
+    def __iter__(self):
+        for number, statement in enumerate(super().__iter__()):
+            if [str(number)] == sys.argv[2:]:
+                print("held", flush=True)
+                threading.Event().wait()
+            yield statement
+fill = [f"INSERT INTO more VALUES ({n}, '{'x' * 500}')" for n in range(STATEMENTS)]
+two = Migration(2, "slow", Held(["CREATE TABLE more (id INTEGER PRIMARY KEY, body TEXT)", *fill]))
+if not sys.argv[2:]:
+    print("start", flush=True)
 Database(Path(sys.argv[1]), [one, two])
 print("done", flush=True)
-"""
+""".replace("STATEMENTS", str(STATEMENTS))
 
 CROWD = """
 import sys, threading
@@ -71,15 +81,18 @@ def start(script: str, *arguments: object) -> subprocess.Popen[str]:
     )
 
 
-def kill_after(process: subprocess.Popen[str], seconds: float) -> list[list[str]]:
-    """Kill -9 after the first line and `seconds`; what it had said until then."""
+def kill_after(
+    process: subprocess.Popen[str], lines: int = 1, seconds: float = 0.0
+) -> list[list[str]]:
+    """Kill -9 after so many lines and `seconds`; what it had said until then."""
     assert process.stdout is not None
-    first = process.stdout.readline()
+    first = [process.stdout.readline() for _ in range(lines)]
     time.sleep(seconds)
     process.kill()
-    rest, _ = process.communicate()
-    lines = (first + rest).splitlines(keepends=True)
-    return [line.split() for line in lines if line.endswith("\n")]
+    rest = process.stdout.read()
+    process.communicate()
+    said = ("".join(first) + rest).splitlines(keepends=True)
+    return [line.split() for line in said if line.endswith("\n")]
 
 
 def test_nothing_acknowledged_is_lost_in_twenty_kills(tmp_path: Path) -> None:
@@ -87,7 +100,7 @@ def test_nothing_acknowledged_is_lost_in_twenty_kills(tmp_path: Path) -> None:
     chance = random.Random(5)
     said: list[str] = []
     for _ in range(20):
-        words = kill_after(start(WRITER, file), chance.uniform(0, 0.12))
+        words = kill_after(start(WRITER, file), chance.randint(1, 40), chance.uniform(0, 0.01))
         said += [word[1] for word in words if word[0] == "said"]
         with Store(file) as store:  # opening checks the file
             store.check()
@@ -108,10 +121,13 @@ def test_nothing_acknowledged_is_lost_in_twenty_kills(tmp_path: Path) -> None:
 
 def test_a_kill_during_a_migration_leaves_the_old_or_the_new_schema(tmp_path: Path) -> None:
     reached = Counter[int]()
-    for number in range(6):
+    held = [0, 1, STATEMENTS // 3, STATEMENTS]
+    for number, stop in enumerate([*held, None, None, None]):
         file = tmp_path / f"{number}.db"
         old_database(file)
-        kill_after(start(MIGRATOR, file), 0.015 * number)
+        # Those that are not held are killed wherever they are, the last one when it is done.
+        stops = [] if stop is None else [stop]
+        kill_after(start(MIGRATOR, file, *stops), 2 if number == 6 else 1, 0.01 * (number == 5))
         connection = sqlite3.connect(file)
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         assert connection.execute("SELECT count(*) FROM notes").fetchone() == (2,)
@@ -122,7 +138,8 @@ def test_a_kill_during_a_migration_leaves_the_old_or_the_new_schema(tmp_path: Pa
         if version == 1:
             Database(file, [ONE]).close()
         reached[version] += 1
-    assert reached[1] > 0
+    assert reached[1] >= len(held)
+    assert reached[2] > 0
 
 
 @pytest.mark.parametrize("processes", [4])

@@ -7,16 +7,18 @@ import stat
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from patience import LONG
 
 from mlx_companion.errors import DataError, DiskFullError, StoreError
 from mlx_companion.store import Store, export, latest_backup, list_backups, restore_backup
 from mlx_companion.store import database as database_module
+from mlx_companion.store import migrations as migrations_module
 from mlx_companion.store.database import Database
-from mlx_companion.store.migrations import Migration
+from mlx_companion.store.migrations import Migration, schema_version
 from mlx_companion.store.schema import MIGRATIONS
 
 ONE = Migration(1, "first", ("CREATE TABLE notes (id INTEGER PRIMARY KEY, body TEXT) STRICT",))
@@ -97,8 +99,18 @@ def test_migrations_keep_the_data_and_back_it_up_first(file: Path) -> None:
     old.close()
 
 
-def test_a_migration_that_another_process_did_meanwhile_is_not_done_again(file: Path) -> None:
+def test_a_migration_that_another_process_did_meanwhile_is_not_done_again(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     old_database(file)
+    has_read = threading.Event()
+
+    def read(*arguments: Any) -> int:
+        version = schema_version(*arguments)
+        has_read.set()
+        return version
+
+    monkeypatch.setattr(migrations_module, "schema_version", read)
     other = sqlite3.connect(file, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     reached: list[int] = []
@@ -110,7 +122,7 @@ def test_a_migration_that_another_process_did_meanwhile_is_not_done_again(file: 
 
     thread = threading.Thread(target=open_it)
     thread.start()
-    time.sleep(0.4)  # it has read version 1 by now and waits for the write lock
+    assert has_read.wait(LONG)  # version 1; then it waits for the write lock
     for statement in TWO.statements:
         other.execute(statement)
     other.execute("INSERT INTO schema_versions VALUES (2, 'by another', 'now')")
@@ -317,7 +329,7 @@ def test_a_transaction_of_one_thread_does_not_take_in_another(store: Store) -> N
 
     thread = threading.Thread(target=write_and_fail)
     thread.start()
-    started.wait(5)
+    started.wait()
     store.settings.set("kept", 1)
     thread.join()
     assert store.settings.all() == {"kept": 1}

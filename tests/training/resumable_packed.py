@@ -1,6 +1,6 @@
 """A short run of Muon on packed bytes to a number of FLOPs, for processes that the tests kill.
 
-`resumable_packed.py FOLDER` writes `done.npz` when it has finished.
+`resumable_packed.py FOLDER [LINES]` writes `done.npz` when it has finished.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import mlx_companion  # noqa: F401  (loads the BLAS before MLX)
 
 import numpy as np  # isort: skip
+from held_runs import HeldRun  # isort: skip
 from packed_models import byte_model, count_flops, packed  # isort: skip
 from training_models import arrays  # isort: skip
 
@@ -20,8 +21,9 @@ from mlx_companion.training import MetricsLog, TrainConfig, Trainer  # isort: sk
 from mlx_companion.training.packed_loss import PackedLoss  # isort: skip
 
 
-def main(folder: Path) -> None:
-    """Train, going on from the last checkpoint."""
+def main(folder: Path, lines: int | None = None) -> None:
+    """Train, going on from the last checkpoint; stay when the log has so many lines."""
+    log = folder / "metrics.jsonl"
     model = byte_model(dropout=0.2)
     config = TrainConfig(
         optimizer="muon",
@@ -39,7 +41,7 @@ def main(folder: Path) -> None:
         valid=packed(shuffle=False),
         loss=PackedLoss(),
         config=config,
-        callbacks=[MetricsLog(folder / "metrics.jsonl")],
+        callbacks=[MetricsLog(log), HeldRun(log, lines)],
         checkpoints=folder / "checkpoints",
         run_hash="resumable",
         flops=count_flops,
@@ -50,4 +52,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))

@@ -1,6 +1,6 @@
-"""A short training run with dropout, for processes that the tests kill: `resumable_run.py FOLDER`.
+"""A short training run with dropout, for processes that the tests kill.
 
-Writes `done.npz` when it has finished.
+`resumable_run.py FOLDER [LINES]` writes `done.npz` when it has finished.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ sys.path.insert(0, str(Path(__file__).parent))
 import mlx_companion  # noqa: F401  (loads the BLAS before MLX)
 
 import numpy as np  # isort: skip
+from held_runs import HeldRun  # isort: skip
 from training_models import adapted, arrays, buckets  # isort: skip
 
 from mlx_companion.training import MetricsLog, TrainConfig, Trainer  # isort: skip
 
 
-def main(folder: Path) -> None:
-    """Train, going on from the last checkpoint."""
+def main(folder: Path, lines: int | None = None) -> None:
+    """Train, going on from the last checkpoint; stay when the log has so many lines."""
+    log = folder / "metrics.jsonl"
     model = adapted(dropout=0.2)
     config = TrainConfig(epochs=40, lr=1e-2, save_every=3, keep_last=2, accumulate=2, eval_every=7)
     trainer = Trainer(
@@ -27,7 +29,7 @@ def main(folder: Path) -> None:
         buckets(14),
         valid=buckets(4, seed=1),
         config=config,
-        callbacks=[MetricsLog(folder / "metrics.jsonl")],
+        callbacks=[MetricsLog(log), HeldRun(log, lines)],
         checkpoints=folder / "checkpoints",
         run_hash="resumable",
     )
@@ -37,4 +39,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from patience import LONG
 from tiny import tiny_llama
 
 from mlx_companion.errors import (
@@ -122,7 +123,7 @@ def test_an_entry_can_be_made_again_from_the_folder(lm: LanguageModel, tmp_path:
 def _hold(path: str, ready: Any) -> None:
     RunBook(path).begin("dead", "x", step=0, total_steps=5, settings={}, about={})
     ready.set()
-    time.sleep(60)
+    time.sleep(100_000)
 
 
 def test_a_killed_run_is_interrupted(tmp_path: Path) -> None:
@@ -130,7 +131,7 @@ def test_a_killed_run_is_interrupted(tmp_path: Path) -> None:
     ready = context.Event()
     process = context.Process(target=_hold, args=(str(tmp_path / FILE), ready))
     process.start()
-    assert ready.wait(60)
+    assert ready.wait(LONG)
     assert RunBook(tmp_path / FILE).get("dead").status == "running"
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
