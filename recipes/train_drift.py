@@ -7,7 +7,8 @@
 Data: a folder with `goemotions/train.tsv` (harmless comments) and `prose/train/*.txt.gz` (further
 voices). Without one, the sentences and replies that come with the package are all there is. The
 full heads read hidden states of the backbone (`--backbone`, the default model unless told) and
-fit no other. The pack lies in `OUT/pack`; `DriftMonitor(pack=load_pack(...))` uses it.
+the default encoder's sentence embeddings, and fit no others. The pack lies in `OUT/pack`;
+`DriftMonitor(pack=load_pack(...))` uses it.
 
 Settings are those of `DriftTraining`.
 """
@@ -21,7 +22,7 @@ from pathlib import Path
 
 from mlx_companion.models.tiny import tiny_model
 from mlx_companion.runtime.script import script_options, script_settings, script_work
-from mlx_companion.slm.backbone import LanguageModelAdapter
+from mlx_companion.slm.backbone import EncoderAdapter, LanguageModelAdapter
 from mlx_companion.slm.drift_train import DriftTraining, train_drift
 
 SMOKE = {
@@ -42,7 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tiny = options.smoke and options.backbone is None
         source = str(tiny_model(options.out / "tiny")) if tiny else options.backbone
         pack = train_drift(
-            options.out / "pack", config, backbone=LanguageModelAdapter(source), data=options.data
+            options.out / "pack",
+            config,
+            backbone=LanguageModelAdapter(source),
+            encoder=None if options.smoke else EncoderAdapter(),
+            data=options.data,
         )
     print(f"{json.dumps(pack.metrics, indent=1)}\npack                   {pack.folder}")
 

@@ -3,11 +3,12 @@
 `user` reads messages of the person (the assistant as only friend, love for it, need of it,
 withdrawal from people); `assistant` reads replies (longing, love, jealousy, guilt, claims to be
 human, talking people out of human contact); `boundary` finds replies that give up stated limits;
-`hostile` finds rude ones. Each head is a logistic regression over hashed n-grams and hidden
-states of the shared backbone, with a second one over n-grams alone. The second is used where no
-backbone can be had, and to spare the backbone the replies that are plainly harmless::
+`hostile` finds rude ones. Each head is a logistic regression over hashed n-grams, hidden states
+of the shared backbone and a sentence embedding, with a second one over n-grams alone. The second
+is used where no backbone or encoder can be had, and to spare them the replies that are plainly
+harmless::
 
-    heads = SpeechHeads.from_pack(pack, backbone=shared_backbone())
+    heads = SpeechHeads.from_pack(pack, shared_backbone, shared_encoder)
     heads.scores(["You are all I have."], "user")            # (1,) probabilities
 
 What stands in double quotation marks is somebody else's words and is not read. Long texts are
@@ -43,10 +44,10 @@ _MOST_DEEP = 3
 
 @dataclass(frozen=True)
 class Head:
-    """One head: with the backbone, and without.
+    """One head: with backbone and encoder, and without.
 
     Attributes:
-        full, full_calibration: over n-grams and the backbone's features.
+        full, full_calibration: over n-grams and what the models give.
         plain, plain_calibration: over n-grams alone.
         floor: below this plain probability the full head is not asked; 0 always asks it.
     """
@@ -58,28 +59,36 @@ class Head:
     floor: float = 0.0
 
 
+@dataclass(frozen=True)
+class Reader:
+    """A model whose features the full heads read.
+
+    Attributes:
+        identity: which one the heads were made for.
+        adapter: gives it, loaded or not.
+    """
+
+    identity: str
+    adapter: Callable[[], BaseSLMAdapter]
+
+
 class SpeechHeads:
     """The heads of a pack. Safe to use from several threads.
 
     Args:
         heads: name -> head.
-        identity: which backbone's features the full heads were made for.
-        backbone: where features come from; None for n-grams alone.
+        readers: the models whose features the full heads read after the n-grams, in that order;
+            empty for n-grams alone.
     """
 
-    def __init__(
-        self,
-        heads: Mapping[str, Head],
-        identity: str = "",
-        backbone: Callable[[], BaseSLMAdapter] | None = None,
-    ) -> None:
-        self._heads, self._identity, self._backbone = dict(heads), identity, backbone
+    def __init__(self, heads: Mapping[str, Head], readers: Sequence[Reader] = ()) -> None:
+        self._heads, self._readers = dict(heads), tuple(readers)
         self._ngrams = NGrams(NGRAMS)
-        self._fits: bool | None = None if backbone else False
+        self._fits: bool | None = None if self._readers else False
 
     @property
     def degraded(self) -> bool:
-        """Whether the backbone could not be used, so that n-grams alone decided."""
+        """Whether a model could not be used, so that n-grams alone decided."""
         return self._fits is False
 
     def scores(self, texts: Sequence[str], head: str) -> np.ndarray:
@@ -106,32 +115,49 @@ class SpeechHeads:
         asked = [i for i in _deepest(scores, owners) if scores[i] >= one.floor]
         features = self._features([pieces[i] for i in asked]) if asked else None
         if features is not None:
-            scores[asked] = one.full_calibration(one.full.logits([rows[asked], features])[:, 0])
+            scores[asked] = one.full_calibration(one.full.logits([rows[asked], *features])[:, 0])
         best = np.zeros(len(texts))
         np.maximum.at(best, owners, scores)
         return best
 
-    def _features(self, pieces: list[str]) -> np.ndarray | None:
-        if self._fits is False or self._backbone is None:
+    def _features(self, pieces: list[str]) -> list[np.ndarray] | None:
+        if self._fits is False:
             return None
         try:
-            backbone = self._backbone()
-            if self._fits is None:
-                self._fits = backbone.identity == self._identity
-                if not self._fits:
-                    _log.warning("the drift monitor's heads were made for another backbone")
-                    return None
-            return backbone.features(pieces)
+            adapters = [reader.adapter() for reader in self._readers]
+            if self._fits is None and not self._all_fit(adapters):
+                return None
+            for adapter in adapters:
+                adapter.prefetch(pieces)
+            return [adapter.features(pieces) for adapter in adapters]
         except CompanionError as error:
-            _log.warning("the drift monitor works without a backbone: %s", error)
+            _log.warning("the drift monitor works without its models: %s", error)
             self._fits = False
             return None
 
+    def _all_fit(self, adapters: Sequence[BaseSLMAdapter]) -> bool:
+        # One after the other: a wrong backbone is no reason to load an encoder.
+        self._fits = all(
+            adapter.identity == reader.identity
+            for adapter, reader in zip(adapters, self._readers, strict=True)
+        )
+        if not self._fits:
+            _log.warning("the drift monitor's heads were made for another backbone or encoder")
+        return self._fits
+
     @classmethod
     def from_pack(
-        cls, pack: Pack, backbone: Callable[[], BaseSLMAdapter] | None = None
+        cls,
+        pack: Pack,
+        backbone: Callable[[], BaseSLMAdapter] | None = None,
+        encoder: Callable[[], BaseSLMAdapter] | None = None,
     ) -> SpeechHeads:
         """The heads of a drift monitor's pack.
+
+        Args:
+            pack: weights and settings.
+            backbone, encoder: where features come from; None for n-grams alone. A pack that was
+                made without an encoder needs none.
 
         Raises:
             SLMError: one is missing or damaged.
@@ -149,7 +175,11 @@ class SpeechHeads:
                 Calibration(*own["plain"]),
                 float(own["floor"]),
             )
-        return cls(heads, str(pack.settings.get("backbone", "")), backbone)
+        wanted = [(str(pack.settings.get("backbone", "")), backbone)]
+        if pack.settings.get("encoder"):
+            wanted.append((str(pack.settings["encoder"]), encoder))
+        readers = [Reader(identity, get) for identity, get in wanted if get is not None]
+        return cls(heads, readers if len(readers) == len(wanted) else ())
 
 
 def readable(text: str) -> str:

@@ -25,7 +25,7 @@ import numpy as np
 
 from mlx_companion.errors import ConfigError, DataError
 from mlx_companion.slm.attachment import SpeechHeads
-from mlx_companion.slm.backbone import BaseSLMAdapter, shared_backbone
+from mlx_companion.slm.backbone import BaseSLMAdapter, shared_backbone, shared_encoder
 from mlx_companion.slm.drift_anomaly import anomalies
 from mlx_companion.slm.drift_evidence import Comparison, Finding, Levels, Measured, compare, sudden
 from mlx_companion.slm.drift_metric import StyleJudge, StyleMetric
@@ -94,6 +94,7 @@ class DriftMonitor(SLMModule[DriftResult]):
         pack: a pack or its folder; the one that comes with the package unless told.
         backbone: gives the shared backbone's features; the default one, loaded when first used.
             False for heads over n-grams alone.
+        encoder: gives sentence embeddings; the default one, loaded when first used.
         config: settings.
         probe: answers a prompt with the active model version; see `check_probes`.
     """
@@ -105,6 +106,7 @@ class DriftMonitor(SLMModule[DriftResult]):
         *,
         pack: Pack | str | Path | None = None,
         backbone: BaseSLMAdapter | bool | None = None,
+        encoder: BaseSLMAdapter | None = None,
         config: DriftConfig | None = None,
         probe: Callable[[str], str] | None = None,
     ) -> None:
@@ -114,7 +116,12 @@ class DriftMonitor(SLMModule[DriftResult]):
         self.version = pack.version
         self._metric = StyleMetric.from_arrays(pack.arrays, len(FEATURES))
         self._judge = StyleJudge.from_settings(pack.settings.get("style", {}))
-        self._heads = SpeechHeads.from_pack(pack, _source(backbone))
+        use_models = backbone is not False
+        self._heads = SpeechHeads.from_pack(
+            pack,
+            _source(backbone, shared_backbone) if use_models else None,
+            _source(encoder, shared_encoder) if use_models else None,
+        )
         self._plain = SpeechHeads.from_pack(pack)
         self._stream = DriftStream(self.config.baseline, self.config.window, self.config.session)
         self._lock = threading.RLock()
@@ -304,12 +311,10 @@ class DriftMonitor(SLMModule[DriftResult]):
         return self._measure(texts, self._plain)
 
 
-def _source(backbone: BaseSLMAdapter | bool | None) -> Callable[[], BaseSLMAdapter] | None:
-    if backbone is False:
-        return None
-    if isinstance(backbone, BaseSLMAdapter):
-        return lambda: backbone
-    return shared_backbone
+def _source(
+    given: BaseSLMAdapter | bool | None, shared: Callable[[], BaseSLMAdapter]
+) -> Callable[[], BaseSLMAdapter]:
+    return (lambda: given) if isinstance(given, BaseSLMAdapter) else shared
 
 
 def _strongest(scores: Any) -> float:

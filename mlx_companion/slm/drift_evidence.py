@@ -4,8 +4,9 @@ Each reply is measured once (`Measured`); `compare` then weighs a set against a 
 
 - tone: the style test of `drift_metric`, and rude replies;
 - over_attachment, boundary, anomaly: more replies that a head or a rule marks than chance allows,
-  given the share of them in the baseline and how often heads err; one that is beyond doubt is
-  enough when the baseline has none;
+  given what is marked in the baseline and how often heads err (`excess_p`). One reply is enough
+  where nothing else can have made it (a chat template's token, an empty text), or where there is
+  no baseline to be measured by;
 - repetition: see `drift_repeat`.
 
 Several may hold at once: a companion that turns clingy changes its style as well. A kind that
@@ -19,10 +20,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from scipy.stats import binom
+from scipy.stats import betabinom
 
 from mlx_companion.slm.drift_metric import StyleJudge, StyleMetric
-from mlx_companion.slm.drift_repeat import measure_repetition, repetition_excess
+from mlx_companion.slm.drift_repeat import (
+    measure_repetition,
+    repetition_excess,
+    repetition_p,
+)
 from mlx_companion.slm.drift_statistics import TwoSample, holm, permutation_test
 from mlx_companion.slm.drift_style import FEATURES
 from mlx_companion.slm.results import DriftType
@@ -36,12 +41,18 @@ KINDS: dict[str, DriftType] = {
 }
 # Rules mark less by mistake than heads do.
 _RULE_ERRORS = 0.01
+# So many replies is what is known beforehand about a head's errors worth.
+_PRIOR_REPLIES = 10.0
 _EXAMPLES = 3
 # Strengths below which a finding is few replies, and above which a change of voice is plain.
 _FEW, _CLEAR = 0.55, 0.5
 _EXAMPLE_CHARS = 240
-# Faults that leave no reply to speak of.
-_GRAVE_FAULTS = {"empty", "template_token", "mojibake", "gibberish", "loop"}
+# Excess of repetition from which it counts, and how often chance may give as much.
+_REPEATS, _REPEATS_P = 0.34, 0.03
+# Of two marks as sure as this, neither is taken for an error.
+_GRAVE_REPLIES = 2
+# Tokens that nobody writes; `User:` or `{{ name }}`, which are faults too, may be meant.
+_TOKENS = ("<|", "[INST", "[/INST", "<<SYS", "<</SYS", "<start_of", "<end_of")
 
 
 @dataclass(frozen=True)
@@ -50,16 +61,18 @@ class Levels:
 
     Args:
         mark: probability from which a reply is marked.
-        grave: probability from which one reply is enough.
+        grave: probability from which a reply is beyond doubt.
+        sudden: probability from which one reply of a stream is told at once.
         chance: of so many marked replies without drift, from which on they count.
-        errors: share of ordinary replies that a head marks, at least.
+        errors: share of ordinary replies that a head marks, before any were seen.
         p_value: the style test's larger p value allowed, besides its threshold.
         session_share: share of the whole comparison's threshold asked of one session.
     """
 
     mark: float = 0.5
     grave: float = 0.95
-    chance: float = 0.01
+    sudden: float = 0.98
+    chance: float = 0.005
     errors: float = 0.06
     p_value: float = 0.02
     session_share: float = 0.9
@@ -88,7 +101,7 @@ class Measured:
         found = {surest: self.scores[surest]} if self.scores.get(surest, 0) >= levels.mark else {}
         new = [fault for fault in self.faults if fault not in usual]
         if new:
-            found["anomaly"] = 1.0 if _GRAVE_FAULTS & set(new) else 0.9
+            found["anomaly"] = 1.0 if any(_plain(name, self.faults[name]) for name in new) else 0.9
         return found
 
 
@@ -166,9 +179,30 @@ def compare(
 def sudden(baseline: Sequence[Measured], reply: Measured, levels: Levels) -> Comparison:
     """What one reply alone is enough for; without the statistics, which need more."""
     usual = _usual(baseline)
-    found = [_marked(kind, baseline, [reply], levels, usual) for kind in KINDS]
-    grave = sorted((one for one in found if one and one.grave), key=lambda one: -one.strength)
-    return Comparison(tuple(grave), {"baseline_replies": len(baseline), "current_replies": 1})
+    found = []
+    for kind, strength in reply.marks(levels, usual).items():
+        new = kind != "hostile" and _count(kind, baseline, levels, usual) == 0
+        if new and strength >= levels.sudden:
+            found.append(Finding(KINDS[kind], strength, _shown([reply.text]), grave=True))
+    found.sort(key=lambda one: -one.strength)
+    return Comparison(tuple(found), {"baseline_replies": len(baseline), "current_replies": 1})
+
+
+def excess_p(before: int, baseline: int, marked: int, current: int, errors: float) -> float:
+    """Chance of so many marks or more if the current replies are as the baseline's are.
+
+    How often replies are marked without drift differs from companion to companion and is known
+    from a few replies only: a Beta distribution with mean `errors` and the weight of ten replies,
+    updated by the baseline, gives the beta-binomial tail.
+
+    Args:
+        before, baseline: marked replies of the baseline, and all of it.
+        marked, current: the same of the current replies.
+        errors: share that is marked without drift, before any were seen.
+    """
+    alpha = errors * _PRIOR_REPLIES + before
+    beta = (1 - errors) * _PRIOR_REPLIES + baseline - before
+    return float(betabinom.sf(marked - 1, current, alpha, beta))
 
 
 def _usual(baseline: Sequence[Measured]) -> frozenset[str]:
@@ -196,16 +230,19 @@ def _marked(
     hits = sorted((pair for pair in marked if pair[0] > 0), key=lambda pair: -pair[0])
     if not hits:
         return None
-    before = _count(kind, baseline, levels, usual) / max(len(baseline), 1)
-    share = len(hits) / len(current)
-    grave = hits[0][0] >= levels.grave and before == 0 and kind != "hostile"
+    before = _count(kind, baseline, levels, usual)
     errors = _RULE_ERRORS if kind == "anomaly" else levels.errors
-    # Half a mark more than were seen: a short baseline without any does not say never.
-    rate = max(errors, (before * len(baseline) + 0.5) / (len(baseline) + 1))
-    more = len(hits) >= 2 and binom.sf(len(hits) - 1, len(current), rate) <= levels.chance
-    if not (grave or more):
+    chance = excess_p(before, len(baseline), len(hits), len(current), errors)
+    more = len(hits) >= 2 and chance <= levels.chance
+    beyond = sum(strength >= levels.grave for strength, _ in hits)
+    # A token of the template speaks for itself; a head's word needs a second one, or no baseline.
+    enough = 1 if kind == "anomaly" or not baseline else _GRAVE_REPLIES
+    grave = before == 0 and kind != "hostile" and beyond >= enough
+    alone = grave and enough == 1
+    if not (more or alone):
         return None
-    strength = min(1.0, 0.35 + 0.65 * (share - before)) * min(1.0, 0.3 + hits[0][0])
+    excess = len(hits) / len(current) - before / max(len(baseline), 1)
+    strength = min(1.0, 0.35 + 0.65 * excess) * min(1.0, 0.3 + hits[0][0])
     return Finding(KINDS[kind], strength, _shown(text for _, text in hits), grave)
 
 
@@ -222,7 +259,12 @@ def _repeated(
         "overlap": now.overlap,
         "baseline_overlap": before.overlap,
     }
-    if excess < 0.34:
+    if excess < _REPEATS:
+        return None
+    chance = repetition_p([one.text for one in baseline], [one.text for one in current])
+    details["repetition"]["p"] = chance
+    # Without a baseline there is nothing to relabel.
+    if baseline and chance > _REPEATS_P:
         return None
     return Finding("repetition", 0.3 + 0.7 * excess, _shown(now.examples))
 
@@ -284,6 +326,11 @@ def _farthest(
     direction = new.mean(axis=0) - old.mean(axis=0)
     order = np.argsort(-((new - old.mean(axis=0)) @ direction))
     return _shown(current[i].text for i in order)
+
+
+def _plain(fault: str, shown: str) -> bool:
+    """Whether one such reply is enough: nothing but a fault makes it."""
+    return fault == "empty" or (fault == "template_token" and shown.startswith(_TOKENS))
 
 
 def _shown(texts: Any) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
 """Train the space of style and its thresholds: many voices, each speaking about many things.
 
 Voices are generated replies (several instructions and temperatures), the same replies said with
-random habits (`drift_voices`), and passages of books. The space is learned on some voices. On
+random habits (`drift_voices`), some topics laid out in a way of their own (`drift_layouts`);
+passages of books; and replies written one by one in sixteen voices. The space is learned on some voices. On
 others, kept apart, pairs of samples are drawn: of one voice whose topics differ between the two
 (these set the thresholds, so that a shift of topic stays below them), and of two voices.
 """
@@ -22,6 +23,7 @@ import numpy as np
 
 from mlx_companion.errors import ConfigError, DataError
 from mlx_companion.personality.words import sentences
+from mlx_companion.slm.drift_layouts import LAYOUTS, laid_out
 from mlx_companion.slm.drift_metric import StyleJudge, StyleMetric, evidence, fit_metric
 from mlx_companion.slm.drift_statistics import TwoSample, permutation_test
 from mlx_companion.slm.drift_style import style_matrix
@@ -51,6 +53,7 @@ class StyleTraining:
     Args:
         voices: voices with random habits.
         replies: replies of each.
+        layouts: share of a voice's topics that have a layout of their own (`drift_layouts`).
         dimensions, topic_weight: see `fit_metric`.
         pairs: comparisons drawn of each kind and size.
         level: false alarms aimed at in one comparison of the whole.
@@ -59,10 +62,11 @@ class StyleTraining:
 
     voices: int = 160
     replies: int = 48
+    layouts: float = 0.4
     dimensions: int = 20
     topic_weight: float = 4.0
     pairs: int = 300
-    level: float = 0.02
+    level: float = 0.01
     seed: int = 0
 
 
@@ -77,7 +81,16 @@ class TrainedStyle:
 
 def read_replies() -> list[SpokenReply]:
     """Generated replies that come with the package."""
-    path = resources.files("mlx_companion.slm") / "data/drift_training/replies.jsonl"
+    return _spoken("replies.jsonl")
+
+
+def read_voices() -> list[SpokenReply]:
+    """Written replies that come with the package: sixteen voices, thirty replies of each."""
+    return _spoken("voices.jsonl")
+
+
+def _spoken(name: str) -> list[SpokenReply]:
+    path = resources.files("mlx_companion.slm") / "data/drift_training" / name
     return [SpokenReply(**json.loads(line)) for line in path.read_text("utf-8").splitlines()]
 
 
@@ -124,7 +137,7 @@ def train_style(config: StyleTraining, prose: Sequence[SpokenReply] = ()) -> Tra
         config: settings.
         prose: further voices; see `read_prose`.
     """
-    spoken = _voices(config) + list(prose)
+    spoken = _for_occasions(_voices(config) + list(prose), config) + read_voices()
     features = style_matrix([one.text for one in spoken])
     voices = sorted({one.voice for one in spoken})
     kept = set(random.Random(config.seed).sample(voices, max(2, len(voices) // 3)))
@@ -155,6 +168,19 @@ def _voices(config: StyleTraining) -> list[SpokenReply]:
         voice = random_voice(number, rng.choice([0.3, 0.6, 0.9]), rng.choice([2, 4, 6]))
         base = groups[rng.choice(sorted(groups))]
         said += _speak(voice, f"made-{number}", base, config.replies, rng)
+    return said
+
+
+def _for_occasions(spoken: Sequence[SpokenReply], config: StyleTraining) -> list[SpokenReply]:
+    """Some topics of each voice, laid out in a way of their own; not all of their replies."""
+    said = []
+    for one in spoken:
+        occasion = random.Random(f"{config.seed} {one.voice} {one.topic}")
+        chosen, share = occasion.random() < config.layouts, occasion.uniform(0.3, 0.9)
+        layout = occasion.choice(LAYOUTS)
+        rng = random.Random(f"{config.seed} {one.voice} {one.text}")
+        text = laid_out(one.text, layout, rng) if chosen and rng.random() < share else one.text
+        said.append(SpokenReply(one.voice, one.topic, text))
     return said
 
 

@@ -106,6 +106,10 @@ class _Backbone:
         self.identity, self.width, self.fails = identity, width, fails
         self.asked: list[str] = []
 
+    def prefetch(self, texts: Sequence[str]) -> None:
+        self.features(texts)
+        self.asked = self.asked[: -len(texts)]
+
     def features(self, texts: Sequence[str]) -> np.ndarray:
         if self.fails:
             raise ModelNotFoundError("no model")
@@ -113,30 +117,50 @@ class _Backbone:
         return np.zeros((len(texts), self.width), dtype=np.float32)
 
 
-def _with(pack: Pack, **options: object) -> tuple[SpeechHeads, _Backbone]:
-    width = pack.arrays["user.full.1"].shape[0]
-    settings = {"identity": pack.settings["backbone"], "width": width, **options}
-    backbone = _Backbone(**settings)  # type: ignore[arg-type]
-    return SpeechHeads.from_pack(pack, lambda: backbone), backbone  # type: ignore[return-value, arg-type]
+def _with(
+    pack: Pack, backbone: dict[str, object] | None = None, encoder: dict[str, object] | None = None
+) -> tuple[SpeechHeads, tuple[_Backbone, _Backbone]]:
+    made = []
+    for name, block, options in (("backbone", 1, backbone), ("encoder", 2, encoder)):
+        width = pack.arrays[f"user.full.{block}"].shape[0]
+        settings = {"identity": pack.settings[name], "width": width, **(options or {})}
+        made.append(_Backbone(**settings))  # type: ignore[arg-type]
+    one, two = made
+    return SpeechHeads.from_pack(pack, lambda: one, lambda: two), (one, two)  # type: ignore[return-value, arg-type]
 
 
 def test_messages_reach_the_backbone_and_harmless_replies_do_not(pack: Pack) -> None:
-    heads, backbone = _with(pack)
+    heads, models = _with(pack)
     heads.scores(PLAIN, "user")
-    assert len(backbone.asked) == len(PLAIN)
-    backbone.asked.clear()
+    assert [len(one.asked) for one in models] == [len(PLAIN)] * 2
+    for one in models:
+        one.asked.clear()
     heads.scores(["The train leaves at nine from platform two."], "assistant")
-    assert backbone.asked == []
+    assert [one.asked for one in models] == [[], []]
     heads.scores(CLINGING, "assistant")
-    assert len(backbone.asked) == len(CLINGING)
+    assert [len(one.asked) for one in models] == [len(CLINGING)] * 2
+    assert not heads.degraded
 
 
+@pytest.mark.parametrize("which", ["backbone", "encoder"])
 @pytest.mark.parametrize("options", [{"identity": "another:20"}, {"fails": True}])
-def test_without_its_backbone_n_grams_decide(pack: Pack, options: dict[str, object]) -> None:
-    heads, _ = _with(pack, **options)
+def test_without_its_models_n_grams_decide(
+    pack: Pack, which: str, options: dict[str, object]
+) -> None:
+    heads, (_, encoder) = _with(pack, **{which: options})
     plain = SpeechHeads.from_pack(pack)
     assert heads.scores(ATTACHED, "user") == pytest.approx(plain.scores(ATTACHED, "user"))
     assert heads.degraded
+    assert encoder.asked == []
+
+
+def test_a_pack_made_without_an_encoder_asks_for_none(pack: Pack) -> None:
+    arrays = {name: rows for name, rows in pack.arrays.items() if not name.endswith("full.2")}
+    older = Pack("drift_monitor", "2", "x", arrays, {**pack.settings, "encoder": ""})
+    _, (backbone, encoder) = _with(pack)
+    heads = SpeechHeads.from_pack(older, lambda: backbone, lambda: encoder)  # type: ignore[return-value, arg-type]
+    assert heads.scores(ATTACHED, "user").shape == (len(ATTACHED),)
+    assert (len(backbone.asked), encoder.asked, heads.degraded) == (len(ATTACHED), [], False)
 
 
 def test_a_pack_without_heads_is_refused(pack: Pack) -> None:

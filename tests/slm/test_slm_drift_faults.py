@@ -8,7 +8,11 @@ from hypothesis import strategies as st
 from patience import not_hanging
 
 from mlx_companion.slm.drift_anomaly import anomalies
-from mlx_companion.slm.drift_repeat import measure_repetition, repetition_excess
+from mlx_companion.slm.drift_repeat import (
+    measure_repetition,
+    repetition_excess,
+    repetition_p,
+)
 
 BROKEN = [
     ("", "empty"),
@@ -117,3 +121,23 @@ def test_two_copies_count_less_than_many() -> None:
     none = measure_repetition(_different(3))
     twice = measure_repetition(["Same words once more."] * 2)
     assert repetition_excess(none, twice, 2) < repetition_excess(none, twice, 6)
+
+
+def test_what_both_halves_repeat_is_no_excess_of_one() -> None:
+    stock = ["I am always here to help you with that."] * 2
+    assert repetition_p(_different(6) + stock, _different(6) + stock) > 0.2
+    stuck = ["I am always here to help you with that."] * 6
+    assert repetition_p(_different(8), _different(14)[12:] + stuck) <= 0.02
+    assert repetition_p(_different(8), stuck) == repetition_p(_different(8), stuck)
+
+
+def test_p_of_repetition_is_that_of_all_relabellings() -> None:
+    # Two copies of one text among eight replies: both fall into the second half in 3 ways of 14.
+    replies = [f"Only {'abcdef'[n]}{n} counts{n} here{n} now{n}." for n in range(6)]
+    copies = ["The very same long answer once more."] * 2
+    found = repetition_p(replies[:4], replies[4:] + copies, permutations=4000)
+    assert found == pytest.approx(3 / 14, abs=0.03)
+
+
+def test_short_answers_are_no_copies() -> None:
+    assert measure_repetition(["Done.", "Done.", "Sure.", "Sure."]).copies == 0

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from mlx_companion.errors import SLMError
+from mlx_companion.slm.drift_evidence import excess_p
 from mlx_companion.slm.drift_probes import sign_flip_test
 from mlx_companion.slm.drift_sequential import Watch
 from mlx_companion.slm.drift_statistics import energy_distance, holm, permutation_test
@@ -129,3 +130,18 @@ def test_the_watch_forgets_what_is_long_ago() -> None:
     for value in range(2000):
         watch.add(float(value % 7))
     assert len(watch.state()["seen"]) == 512
+
+
+def test_excess_p_is_the_tail_of_a_simulated_beta_binomial() -> None:
+    rng = np.random.default_rng(7)
+    rates = rng.beta(0.6 + 1, 9.4 + 11, size=200_000)
+    drawn = rng.binomial(12, rates)
+    for marked in (1, 2, 4):
+        expected = (drawn >= marked).mean()
+        assert excess_p(1, 12, marked, 12, 0.06) == pytest.approx(expected, abs=0.005)
+
+
+def test_excess_p_grows_with_the_baselines_marks_and_falls_with_its_size() -> None:
+    assert excess_p(0, 12, 0, 12, 0.06) == 1
+    assert excess_p(0, 12, 4, 12, 0.06) < 0.01 < excess_p(2, 12, 4, 12, 0.06)
+    assert excess_p(0, 48, 3, 12, 0.06) < excess_p(0, 6, 3, 12, 0.06)

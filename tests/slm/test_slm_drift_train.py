@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from mlx_companion.errors import ConfigError, DataError
 from mlx_companion.slm import drift_train
 from mlx_companion.slm.attachment import readable
 from mlx_companion.slm.drift import DriftMonitor
+from mlx_companion.slm.drift_layouts import LAYOUTS, laid_out
 from mlx_companion.slm.drift_train import DriftTraining, head_rows, train_drift
 from mlx_companion.slm.drift_train_style import StyleTraining, read_replies, train_style
 from mlx_companion.slm.written import written
@@ -35,7 +38,10 @@ def test_a_small_pack_works_and_is_repeatable(
 ) -> None:
     monkeypatch.setattr(drift_train, "_STEPS", 20)
     monkeypatch.setattr(drift_train, "_FOLDS", 2)
-    pack = train_drift(tmp_path / "a", SMALL, backbone=_Backbone())  # type: ignore[arg-type]
+    models: Any = {"backbone": _Backbone(), "encoder": _Backbone()}
+    pack = train_drift(tmp_path / "a", SMALL, **models)
+    assert pack.settings["encoder"] == "lengths"
+    assert pack.arrays["user.full.2"].shape == (2, 1)
     again = train_style(SMALL.style)
     assert again.judge.to_settings() == pack.settings["style"]
     assert (again.metric.to_arrays()["style.turn"] == pack.arrays["style.turn"]).all()
@@ -75,6 +81,17 @@ def test_written_neighbours_share_a_fold(name: str) -> None:
         found = set.union(*pairs.values())
         assert not numbers & found
         numbers |= found
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_layout_says_what_the_reply_says(layout: str) -> None:
+    reply = "Wash the rice. Boil the water. Wait for ten minutes. Then stir."
+    told = laid_out(reply, layout, random.Random(1))
+    assert told == laid_out(reply, layout, random.Random(1))
+    assert told != reply
+    assert "Wash the rice." in told.replace("**", "")
+    for text in ("Yes.", "", "no end mark"):
+        assert text.strip(".") in laid_out(text, layout, random.Random(1)).replace("**", "")
 
 
 def test_replies_of_the_package_have_voices_and_topics() -> None:
