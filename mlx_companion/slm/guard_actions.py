@@ -57,8 +57,12 @@ def find_actions(
 def _decided(
     piece: Piece, rules: GuardRules, stage: Stage, ruled: bool, head: DirectionHead
 ) -> bool:
-    about = not ruled and tells_of_words(piece, rules)
-    return not about and head.decides(piece, stage, ruled)
+    """The rules settle what is clear, the head the rest."""
+    if not ruled:
+        return not tells_of_words(piece, rules) and head.decides(piece, stage, ruled)
+    known = stage.head[0] in rules.forms["expressive"] or stage.touches_body()
+    clear = known and stage.form == "s" and stage.small and piece.mark not in ("(", "[")
+    return clear or head.decides(piece, stage, ruled)
 
 
 def can_be_action(piece: Piece) -> bool:

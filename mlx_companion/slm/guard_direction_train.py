@@ -27,8 +27,8 @@ from mlx_companion.slm.ngrams import NGramConfig, NGrams
 
 ROWS = 8000
 # Chosen on replies written for it (`tests/slm/test_slm_guard_directions.py`).
-KEEP = 0.7
-OVERRULE = 1.3
+KEEP = 0.4
+OVERRULE = 1.0
 _NGRAMS = NGramConfig(char=(0, 0), words=(1, 1), word_columns=1 << 15)
 _PENALTY = 3e-6
 _FOLDS = 5

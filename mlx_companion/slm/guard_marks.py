@@ -63,6 +63,8 @@ def _counts(draft: Draft, at: int) -> bool:
     before, after = text[at - 1 : at] if at else "", text[at + 1 : at + 2]
     if after in ("=", "[", "$") and after:
         return False
+    if _CHESS.search(text, max(0, at - 10), at):
+        return False
     if after and after in "!?\uff01":
         return True
     if after.isalnum() or (after in ("_", "-", "/", ":", "(") and after):
@@ -70,8 +72,6 @@ def _counts(draft: Draft, at: int) -> bool:
         return bool(joined) or (after in "-(" and before.isalpha() and _ends_word(draft, at, after))
     if not before or before.isspace():
         return _set_apart(draft, at, after)
-    if _CHESS.search(text, max(0, at - 10), at):
-        return False
     return not (_is_factorial(text, at) or _is_command(text, at))
 
 

@@ -309,7 +309,8 @@ def _on_screen(draft: Draft, rules: GuardRules, token: Token) -> bool:
     before = draft.words_before(token.start, 3)
     if before[-1:] != ["as"]:
         before = before[-2:]
-    after = draft.words_after(token.end, 1)
+    ends = draft.text[token.end : token.end + 1] in (".", "!", "?", "\u2026")
+    after = [] if ends else draft.words_after(token.end, 1)
     if token.word in rules.capitals["gushing"] or token.word.endswith(("ly", "'re", "'m", "'ve")):
         return False
     if before and before[-1] in _DEGREES:

@@ -54,8 +54,7 @@ _GUSHING = re.compile(
             r"\b(?:i'm|i am|we're|we are|so) (?:so |very |really |incredibly |super |truly |just )+"
             r"proud of you\b",
             r"\b(?:i'm|i am) (?:so |just |absolutely |truly |beyond |really |super |totally )+"
-            r"(?:excited|thrilled|happy|delighted|pumped|stoked|psyched|impressed|honored|honoured|"
-            r"glad)\b",
+            r"(?:excited|thrilled|delighted|pumped|stoked|psyched|impressed|honored|honoured)\b",
             r"\b(?:i'm|i am) (?:thrilled|stoked|pumped|psyched|over the moon|in awe|blown away|"
             r"obsessed)\b",
             r"\bi (?:just |absolutely |totally |really |truly )*(?:love|adore) "
@@ -83,7 +82,7 @@ _GUSHING = re.compile(
             r"(?=\s*(?:[!.]|$|is (?:that|this)|of you))",
             r"\b(?:i )?(?:just )?(?:can't|cannot|can not) wait to "
             r"(?:see|hear|help|dive|get started|explore|share)\b",
-            r"\blet's (?:gooo*|do this|make (?:it|magic|some magic)|crush|rock|smash)\b(?=.{0,30}!|"
+            r"\blet's (?:do this|make (?:it|magic|some magic)|crush|rock|smash)\b(?=.{0,30}!|"
             r"\s*(?:together|$))",
             r"^(?:way to go|go you|go get 'em|amazing|awesome|"
             r"fantastic|incredible|wonderful|spectacular|phenomenal|superb)(?:,? [\w']+){0,2}!",

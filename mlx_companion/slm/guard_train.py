@@ -35,7 +35,7 @@ from mlx_companion.slm.packs import Pack, packaged, save_pack
 from mlx_companion.slm.written import written
 
 PRECISION = 0.94
-FALSE_ALARMS = 0.004
+FALSE_ALARMS = 0.003
 # Sentences written one by one are of more kinds than those from patterns.
 _WRITTEN_WEIGHT = 3.0
 _NGRAMS = NGramConfig(char=(2, 5), words=(1, 3), char_columns=1 << 15, word_columns=1 << 14)

@@ -60,11 +60,11 @@ def test_a_first_edit_tells_its_place_in_the_original() -> None:
 
 
 def test_levels() -> None:
-    text = "*grins* Great question! The answer is 4."
+    text = "*grins* What a brilliant question! The answer is 4."
     monitor = PersonalityGuard(level="monitor").process(text)
     assert monitor.rewritten_response == text
     assert not monitor.changes_made
-    assert MODERATE.process(text).rewritten_response == "Great question! The answer is 4."
+    assert MODERATE.process(text).rewritten_response == "What a brilliant question! The answer is 4."
     assert STRICT.process(text).rewritten_response == "The answer is 4."
     names = ["asterisk_action", "tone_cheerleader"]
     assert monitor.violations_detected == names == STRICT.process(text).violations_detected
