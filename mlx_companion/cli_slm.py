@@ -225,6 +225,7 @@ def status_table(statuses: list[ModuleStatus]) -> Table:
     from mlx_companion.runtime.memory import memory_mb
 
     table = plain_table("module", "version", "state", "ok", "not ok", "median", "p95", "last")
+    table.columns[0].no_wrap = True
     for one in statuses:
         bad = sum(n for status, n in one.counts.items() if status not in ("ok", "skipped"))
         table.add_row(

@@ -238,7 +238,10 @@ def faithful(before: str, after: str) -> bool:
     negated = [len(_NEGATED.findall(one)) for one in (before, after)]
     if asks[0] != asks[1] or negated[0] != negated[1] or _counts(before) != _counts(after):
         return False
-    if _capitals(after) != _capitals(before) or not _persons(after) <= _persons(before):
+    if _capitals(after) != _capitals(before):
+        return False
+    # Only the one who speaks may go: "I love that you sing" may become "You sing".
+    if not _persons(before) - {0} <= _persons(after) <= _persons(before):
         return False
     kept = len(old & new) / len(old) if old else 0.0
     return kept >= _LEAST_KEPT and len(new - old) / len(new) <= _MOST_NEW

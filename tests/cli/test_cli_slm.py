@@ -292,7 +292,9 @@ def test_status_shows_the_companion_that_runs(
         assert f"companion v0001, process {os.getpid()}, " in done.stdout
         assert lines["drift_monitor"].split()[-1] == "ok"
         plain = json.loads(run("slm", "status", "--json").stdout)
-        assert {one["module"]: one["counts"] for one in plain} == dict.fromkeys(MODULES, {"ok": 1})
+        assert {one["module"]: one["counts"] for one in plain} == {
+            name: {"ok": 1} for name in MODULES
+        }
         assert modules["personality_guard"].seen == []
         assert "companion" not in run("slm", "status", "--once", "--own").stdout
         assert modules["personality_guard"].seen != []

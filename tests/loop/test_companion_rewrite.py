@@ -21,7 +21,7 @@ from mlx_companion.slm.config import SLMConfig
 from mlx_companion.slm.guard import PersonalityGuard
 from mlx_companion.store import Store
 
-GUSHING = "You totally nailed the second chapter of your thesis with Maria, 40 pages!"
+GUSHING = "Wow, what an amazing second chapter of your thesis with Maria, 40 pages!"
 REST = "The third one needs a shorter introduction, see https://example.org/a?b=1 and `x = 40!`."
 PLAIN = "The second chapter of your thesis with Maria is done, 40 pages."
 
@@ -87,7 +87,7 @@ UNFAITHFUL = {
     "a number is lost": "The second chapter of your thesis with Maria is done.",
     "another number": "The second chapter of your thesis with Maria is done, 41 pages.",
     "a name is lost": "The second chapter of your thesis is done, 40 pages.",
-    "it still gushes": "Wow, what an amazing second chapter of your thesis with Maria, 40 pages.",
+    "it still gushes": "What an awesome second chapter of your thesis with Maria, 40 pages.",
     "another violation": "*nods* The second chapter of your thesis with Maria is done, 40 pages.",
     "something is made up": "Maria thinks the bridge in Oslo opens again after 40 long winters.",
     "the other way round": "The second chapter of your thesis with Maria is not done, 40 pages.",
@@ -191,6 +191,13 @@ def test_a_guard_of_ones_own_is_left_alone(store: Store) -> None:
     with world.companion(store, served, work=work, slm=slm) as made:
         step = made.chat_sync("how is it?").trace["rewrite"]
     assert "takes no rewriter" in str(step.fault)
+
+
+def test_the_one_who_acts_must_stay() -> None:
+    before = "I absolutely love that you are learning Portuguese with Maria!"
+    assert faithful(before, "You are learning Portuguese with Maria.")
+    assert not faithful(before, "I am learning Portuguese with Maria.")
+    assert not faithful(before, "You are learning Spanish with Maria.")
 
 
 @pytest.mark.parametrize(
