@@ -6,13 +6,14 @@ import asyncio
 import json
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import companion_world as world
 import pytest
+from patience import not_hanging, until
+from slm_pauses import HELD, calmest
 
 import mlx_companion as mc
 from mlx_companion.errors import (
@@ -23,7 +24,6 @@ from mlx_companion.errors import (
     StoreError,
 )
 from mlx_companion.loop.companion import Companion
-from mlx_companion.loop.trace import Trace
 from mlx_companion.runtime.stop import StopSwitch
 from mlx_companion.slm.results import ResearchResult
 from mlx_companion.store import Store
@@ -39,6 +39,17 @@ SECRET = "Maximilian-of-the-fjord"
 def store(tmp_path: Path) -> Iterator[Store]:
     with Store(tmp_path / "companion.db") as opened:
         yield opened
+
+
+# What hangs does so until the test is over, however long that takes.
+released = threading.Event()
+
+
+@pytest.fixture
+def hanging() -> Iterator[None]:
+    released.clear()
+    yield
+    released.set()
 
 
 @pytest.fixture
@@ -60,7 +71,7 @@ def test_every_step_is_in_the_trace(companion: Companion) -> None:
     outcome = reply.trace["guard"].details["personality_guard"]
     assert (outcome["status"], outcome["fallback"]) == ("ok", None)
     assert all(step.seconds > 0 for step in reply.trace.steps)
-    assert 0 < reply.trace.seconds < 5
+    assert max(step.seconds for step in reply.trace.steps) <= reply.trace.seconds
     assert json.loads(json.dumps(reply.trace.to_dict()))["steps"][0]["name"] == "listen"
     assert [line.split()[0] for line in reply.trace.text().splitlines()] == STEPS
     assert companion.last_trace is reply.trace
@@ -153,20 +164,15 @@ def test_a_research_tool_that_fails_is_no_tool(store: Store, findings: Any) -> N
         assert "cannot" in companion.served.asked[0].system  # type: ignore[attr-defined]
 
 
+@pytest.mark.usefixtures("hanging")
 def test_a_research_tool_that_hangs_is_left(store: Store) -> None:
-    ended = threading.Event()
-    with world.companion(
-        store, research=lambda query: str(ended.wait(20)), research_seconds=0.1
-    ) as companion:
-        began = time.monotonic()
+    def research(query: str) -> str:
+        return str(released.wait())
 
-        async def ask() -> Trace:
-            reply = await companion.chat("the weather today?")
-            assert time.monotonic() - began < 5
-            ended.set()
-            return reply.trace
-
-        assert "TimeoutError" in str(asyncio.run(ask())["research"].fault)
+    with world.companion(store, research=research, research_seconds=0.1) as companion:
+        with not_hanging():
+            reply = companion.chat_sync("the weather today?")
+        assert "TimeoutError" in str(reply.trace["research"].fault)
 
 
 def test_probes_tell_a_version_from_another(store: Store) -> None:
@@ -194,17 +200,6 @@ def test_probes_tell_a_version_from_another(store: Store) -> None:
 
 def fails(item: Any) -> Any:
     raise RuntimeError("out of order")
-
-
-# A module that hangs does so until the test is over, however long that takes.
-released = threading.Event()
-
-
-@pytest.fixture
-def hanging() -> Iterator[None]:
-    released.clear()
-    yield
-    released.set()
 
 
 BROKEN = {
@@ -319,24 +314,28 @@ def test_inside_a_loop_one_awaits(companion: Companion) -> None:
 
 
 def test_the_event_loop_is_not_held_up(store: Store) -> None:
+    turns = 0
+
     def slowly(prompt: str, system: str) -> str:
-        time.sleep(0.3)
+        # It answers only when others have had their turns meanwhile.
+        seen = turns
+        until(lambda: turns > seen + 10)
         return "At last."
 
-    async def beside() -> tuple[list[float], str]:
-        waits = []
+    async def beside() -> str:
+        nonlocal turns
         talk = asyncio.create_task(companion.chat("call me Max"))
         while not talk.done():
-            began = time.perf_counter()
+            turns += 1
             await asyncio.sleep(0)
-            waits.append(time.perf_counter() - began)
-        return waits, (await talk).text
+        return (await talk).text
 
     with world.companion(store, world.Scripted(slowly)) as companion:
-        waits, text = asyncio.run(beside())
-    assert text == "At last."
-    # On a machine that is busy with other work a few turns are late; most are not.
-    assert sorted(waits)[int(len(waits) * 0.95)] < 0.02
+        assert asyncio.run(beside()) == "At last."
+
+
+def test_no_step_holds_the_event_loop_up(companion: Companion) -> None:
+    assert asyncio.run(calmest(lambda: companion.chat("call me Max"))) < HELD
 
 
 def test_traffic_is_kept_for_trials_of_new_versions(companion: Companion, store: Store) -> None:
