@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Before anything imports mlx.core: the package loads the BLAS.
 import mlx_companion
@@ -20,6 +21,10 @@ _PERSON_CACHE = os.environ.get(CACHE_VARIABLE)
 
 # A worker that forks with tokenizer threads running would warn, and warnings are errors.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# A machine that stalls fails no example.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 @pytest.fixture(autouse=True)

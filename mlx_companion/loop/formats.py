@@ -77,7 +77,8 @@ def share(value: Any) -> str:
     percent = 100 * found
     if 0 < percent < 0.1:
         return f"<{SPACE}0.1{SPACE}%"
-    nearly = 0 < percent < 0.5 or 99.5 < percent < 100
+    # A half is rounded to the even number: to 0, and to 100.
+    nearly = 0 < percent <= 0.5 or 99.5 <= percent < 100
     return _typographic(f"{min(percent, 99.9) if nearly else percent:.{nearly:d}f}{SPACE}%")
 
 

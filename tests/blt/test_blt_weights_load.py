@@ -84,7 +84,9 @@ class TestOurs:
         same_parameters(found, model)
 
     @settings(
-        max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+        max_examples=10,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+        deadline=None,
     )
     @given(
         patching=st.builds(

@@ -100,7 +100,7 @@ fences_of = st.lists(st.integers(0, 3), min_size=STEPS, max_size=STEPS)
 @pytest.mark.parametrize("schedule", testing.SCHEDULES)
 @settings(
     max_examples=150, deadline=None, derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )  # fmt: skip
 @given(program=programs, fences=fences_of)
 def test_exactly_the_races_are_found(

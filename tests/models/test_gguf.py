@@ -206,7 +206,10 @@ class TestHeader:
                 assert (value.tolist() if hasattr(value, "tolist") else value) == field.contents()
         assert len(header.metadata) > 20
 
-    @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(
+        max_examples=60,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    )
     @given(share=st.floats(0, 1, exclude_max=True))
     def test_a_file_cut_anywhere_is_refused(self, file, tmp_path, share):
         data = file.read_bytes()
@@ -214,7 +217,10 @@ class TestHeader:
         with pytest.raises(WeightsError, match=r"cut short|not a GGUF"):
             read_header(tmp_path / "cut.gguf")
 
-    @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(
+        max_examples=150,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    )
     @given(place=st.integers(0, 3000), value=st.integers(0, 255))
     def test_a_damaged_byte_never_gives_another_kind_of_error(self, file, tmp_path, place, value):
         data = bytearray(file.read_bytes())

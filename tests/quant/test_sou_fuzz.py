@@ -38,7 +38,9 @@ section = st.fixed_dictionaries(
 
 
 @settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=200,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(sections=st.lists(section, max_size=4))
 def test_any_table_gives_an_error_or_a_file(sections: list[dict[str, Any]], tmp_path: Path) -> None:

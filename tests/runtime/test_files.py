@@ -37,7 +37,10 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    max_examples=30,
+)
 @given(st.binary(max_size=3000))
 def test_bytes_and_checksum_round_trip(tmp_path: Path, data: bytes) -> None:
     target = tmp_path / "data.bin"

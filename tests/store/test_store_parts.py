@@ -23,7 +23,9 @@ from mlx_companion.store import (
 
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 SHARED = settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 

@@ -96,7 +96,9 @@ def fresh(tmp_path: Path) -> Path:
 
 
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(text=TEXT, extra=OBJECT)
 def test_everything_comes_through_unchanged(
@@ -384,7 +386,9 @@ def test_an_import_of_nothing_or_of_no_file(store: Store, tmp_path: Path) -> Non
 
 
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(st.binary(max_size=80) | JSON.map(lambda value: json.dumps(value).encode()))
 def test_no_content_breaks_the_import(store: Store, tmp_path: Path, content: bytes) -> None:
