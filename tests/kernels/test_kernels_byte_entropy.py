@@ -274,10 +274,14 @@ def test_memory_does_not_grow_with_the_text() -> None:
     for rows in (8_192, 32_768):
         logits = mx.zeros((rows, 260))
         mx.eval(logits)
-        before = mx.get_active_memory()
-        mx.reset_peak_memory()
-        mx.eval(byte_entropy(logits, threshold=1.0))
-        peaks.append(mx.get_peak_memory() - before)
+        found = []
+        # The least of several: work that is queued faster than it is done holds more at once.
+        for _ in range(5):
+            before = mx.get_active_memory()
+            mx.reset_peak_memory()
+            mx.eval(byte_entropy(logits, threshold=1.0))
+            found.append(mx.get_peak_memory() - before)
+        peaks.append(min(found))
     # All intermediate arrays of the longer text would take 34 MB each.
     assert peaks[1] < 1.5 * peaks[0] < 20e6
 

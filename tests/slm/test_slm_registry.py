@@ -258,7 +258,7 @@ def test_being_right_decides_where_it_is_known(
     ("make", "rule", "why"),
     [
         (lambda f: Longer(f, fails=True), PromotionRule(), "it failed on 80 of 80 inputs"),
-        (lambda f: Longer(f, slow=0.002), PromotionRule(), "it takes .* ms where"),
+        (lambda f: Longer(f, slow=0.005), PromotionRule(), "it takes .* ms where"),
         (Longer, PromotionRule(least_inputs=81), "80 inputs are too few; 81 are needed"),
     ],
 )

@@ -43,7 +43,7 @@ from mlx_companion.training.classify import ClassifyConfig, train_classifier  # 
 from mlx_companion.training.distributed import join  # isort: skip
 
 # Of a whole launch; it guards against waiting without end, on busy machines too (seconds).
-TIMEOUT = 400
+TIMEOUT = 1200
 _TRIES = 3
 
 
