@@ -1,16 +1,17 @@
 """The research classifier: does a query need looking things up, or does the model know?
 
 A query needs research when its answer is live, local or commercial, changes faster than a model
-is trained, or is to be verified. Four things speak: hidden states of the backbone half way up, a
-sentence embedding, hashed n-grams, and the factors of `research_factors`; one linear head weighs
-them, and a calibration fitted on queries that the head had not seen makes its score a probability::
+is trained, or is to be verified. Three experts speak: a small network over hidden states of the
+backbone half way up and the factors of `research_factors`, a sentence encoder tuned for the
+question, and a linear one over hashed n-grams and factors. A head is a weighted sum of their
+logits, fitted on queries that they had not seen, so its sigmoid is a probability::
 
     classifier = ResearchClassifier()
     classifier.process("who is the mayor of oslo").needs_research          # True
     classifier.process({"query": "who won in 2025", "cutoff": "2026-01"})   # read against a cutoff
 
-Where the encoder or the backbone cannot be loaded, or is another than the head was trained for, a
-head without it answers; `degraded` and each result's `head` say so.
+Where the encoder or the backbone cannot be loaded, or is another than the experts were trained
+for, a head without it answers; `degraded` and each result's `head` say so.
 """
 
 from __future__ import annotations
@@ -26,19 +27,29 @@ import numpy as np
 
 from mlx_companion.errors import CompanionError, ConfigError, DataError
 from mlx_companion.runtime.logs import get_logger
-from mlx_companion.slm.backbone import BaseSLMAdapter, shared_backbone, shared_encoder
-from mlx_companion.slm.linear import Calibration, LinearHead
+from mlx_companion.slm.backbone import (
+    BaseSLMAdapter,
+    EncoderAdapter,
+    shared_backbone,
+    shared_encoder,
+)
+from mlx_companion.slm.linear import LinearHead, sigmoid
 from mlx_companion.slm.module import SLMModule
 from mlx_companion.slm.ngrams import NGramConfig, NGrams
 from mlx_companion.slm.packs import Pack, load_pack, packaged
+from mlx_companion.slm.research_encoder import TunedEncoder
 from mlx_companion.slm.research_factors import Factors, Rules, load_rules
+from mlx_companion.slm.research_network import Network
 from mlx_companion.slm.results import ResearchResult
 
 Uncertain = Literal["keep", "research", "answer"] | Callable[[str, ResearchResult], bool]
 DateLike = datetime.date | str | int
 
-# Heads, by what they read besides factors; the best that can be had answers.
+# Heads, by what they need besides factors; the best that can be had answers.
 FULL, BACKBONE, LIGHT, TABLE = "backbone+encoder", "backbone", "ngrams", "table"
+# What they are sums of; the first two read factors as well.
+NGRAMS, NETWORK, TUNED = "ngrams", "network", "tuned"
+EXPERTS = {FULL: (NGRAMS, NETWORK, TUNED), BACKBONE: (NGRAMS, NETWORK), LIGHT: (NGRAMS,)}
 _FORMS = {4: "%Y", 7: "%Y-%m", 10: "%Y-%m-%d"}
 # No calibration is surer than its data.
 _SUREST = 0.995
@@ -58,7 +69,7 @@ class ResearchClassifier(SLMModule[ResearchResult]):
     Args:
         pack: a pack or its folder; the one that comes with the package unless told.
         backbone: where hidden states come from; the shared default model unless told.
-        encoder: where sentence embeddings come from; the shared default encoder unless told.
+        encoder: the sentence encoder as published; the shared default one unless told.
         use_backbone: False to answer by n-grams and factors alone, in a millisecond.
         confidence_threshold: answers less sure than this are uncertain; up to 0.5 none is.
         on_uncertain: what becomes of them: "keep" the likelier answer, always "research", always
@@ -79,7 +90,7 @@ class ResearchClassifier(SLMModule[ResearchResult]):
         *,
         pack: Pack | str | Path | None = None,
         backbone: BaseSLMAdapter | None = None,
-        encoder: BaseSLMAdapter | None = None,
+        encoder: EncoderAdapter | None = None,
         use_backbone: bool = True,
         confidence_threshold: float = 0.6,
         on_uncertain: Uncertain = "keep",
@@ -103,14 +114,13 @@ class ResearchClassifier(SLMModule[ResearchResult]):
         self._today = None if today is None else as_date(today)
         self._cutoff = as_date(cutoff if cutoff is not None else pack.settings["cutoff"])
         self._ngrams = NGrams(NGramConfig(**pack.settings["ngrams"]))
-        self._heads = {
-            name: (
-                LinearHead.from_arrays(pack.arrays, name),
-                Calibration(**pack.settings["calibration"][name]),
-            )
-            for name in pack.settings["calibration"]
-        }
+        self._heads: dict[str, dict[str, Any]] = pack.settings.get("heads", {})
+        # What is left of a damaged pack has no arrays, and answers by `fallback` only.
+        if pack.arrays:
+            self._linear = LinearHead.from_arrays(pack.arrays, NGRAMS)
+            self._network = Network.from_arrays(pack.arrays, NETWORK)
         self._backbone, self._encoder = backbone, encoder
+        self._tuned: TunedEncoder | None = None
         self._lock = threading.Lock()
         self._head: str | None = None if use_backbone else LIGHT
         self.degraded: str | None = None
@@ -128,9 +138,7 @@ class ResearchClassifier(SLMModule[ResearchResult]):
         if not asked:
             return []
         head = self._ready()
-        blocks = self._blocks(asked, head)
-        linear, calibration = self._heads[head]
-        chances = calibration(linear.logits(blocks)[:, 0])
+        chances = self._chances(asked, head)
         return [
             self._result(one, float(chance), head)
             for one, chance in zip(asked, chances, strict=True)
@@ -182,7 +190,10 @@ class ResearchClassifier(SLMModule[ResearchResult]):
             return BACKBONE
         self._encoder = self._encoder or shared_encoder()
         self.degraded = self._unfit(self._encoder, "encoder")
-        return FULL if self.degraded is None else BACKBONE
+        if self.degraded is not None:
+            return BACKBONE
+        self._tuned = TunedEncoder(self._encoder, self.pack.arrays)
+        return FULL
 
     def _unfit(self, adapter: BaseSLMAdapter, kind: str) -> str | None:
         try:
@@ -193,19 +204,27 @@ class ResearchClassifier(SLMModule[ResearchResult]):
             return f"the head was trained for another {kind} than '{adapter.name}'"
         return None
 
-    def _blocks(self, asked: Sequence[_Asked], head: str) -> list[Any]:
+    def _chances(self, asked: Sequence[_Asked], head: str) -> np.ndarray:
+        """Probabilities (N,) that queries need research."""
         texts = [one.query for one in asked]
-        readers = {FULL: [self._backbone, self._encoder], BACKBONE: [self._backbone]}.get(head, [])
-        adapters = [reader for reader in readers if reader is not None]
-        for adapter in adapters:
-            # Asked first: what follows goes on meanwhile.
-            adapter.prefetch(texts)
-        light = [
-            self._ngrams.transform(texts),
-            np.stack([self.rules.vector(one.factors) for one in asked]),
-            self.rules.pairs([one.factors for one in asked]),
-        ]
-        return [*(adapter.features(texts) for adapter in adapters), *light]
+        backbone = self._backbone if NETWORK in EXPERTS[head] else None
+        tuned = self._tuned if TUNED in EXPERTS[head] else None
+        for adapter in (backbone, tuned):
+            if adapter is not None:
+                # Asked first: what follows goes on meanwhile.
+                adapter.prefetch(texts)
+        factors = np.stack([self.rules.vector(one.factors) for one in asked])
+        pairs = self.rules.pairs([one.factors for one in asked])
+        blocks = [self._ngrams.transform(texts), factors, pairs]
+        logits = {NGRAMS: self._linear.logits(blocks)[:, 0]}
+        if backbone is not None:
+            rows = np.concatenate([backbone.features(texts), factors], axis=1)
+            logits[NETWORK] = self._network.logits(rows)
+        if tuned is not None:
+            logits[TUNED] = tuned.features(texts)[:, 0]
+        weights = self._heads[head]["weights"]
+        total = sum(weights[name] * values for name, values in logits.items())
+        return sigmoid(np.asarray(total) + self._heads[head]["offset"])
 
     def _result(self, asked: _Asked, chance: float, head: str) -> ResearchResult:
         research = chance >= 0.5

@@ -14,8 +14,10 @@ Says whether a query needs research: whether its answer is live, local, commerci
 than a model is trained, or is to be verified. Made by `recipes/train_research.py`; the same queries
 and settings give the same pack.
 
-- `backbone+encoder` head: hidden states of the model `{backbone}` (last token and mean,
-  normalized), sentence embeddings of `{encoder}`, hashed n-grams, factors. The heads `backbone` and
+- Three experts: `network`, one hidden layer over hidden states of the model `{backbone}` (last token
+  and mean, normalized) and factors; `tuned`, the sentence encoder `{encoder}` with
+  low-rank updates in its upper layers and a linear head over its last states; `ngrams`, linear over
+  hashed n-grams and factors. Heads are weighted sums: `backbone+encoder` of all three; `backbone` and
   `ngrams` do without the encoder, and without either, and are used where those are not at hand.
   `rules.yaml`: factors and decision table.
 - Years are read against today's date and a cutoff; without another one it is {cutoff}.
@@ -34,8 +36,8 @@ GoEmotions Apache-2.0 (Demszky et al., 2020); generated queries by this package'
 
 ## Held-out figures
 
-"Known": the head had not seen the query's template or the query. "Unseen": it had not seen the
-whole source. "Surest": the 85 % with the surest answers. In brackets 95 % bootstrap intervals.
+"Known": the experts had not seen the query's template or the query. "Unseen": they had not seen the
+whole source, nor those left out together with it: {together}. "Surest": the 85 % with the surest answers. In brackets 95 % bootstrap intervals.
 
 | rows | number | accuracy | recall | false positives | calibration error | surest: accuracy | surest: false positives |
 |---|---|---|---|---|---|---|---|
@@ -75,6 +77,7 @@ def card(
         data=data,
         figures=figures,
         settings=lines,
+        together="; ".join(", ".join(group) for group in config["together"]),
     )
 
 

@@ -38,13 +38,16 @@ _OUTSIDE = "oos"
 
 
 # Files of `data/written`: of many kinds; messages that tell a story first; short questions; need
-# that no word gives away; live and changing facts asked plainly.
+# that no word gives away; live and changing facts asked plainly; facts that time moves, beside
+# settled ones; everyday requests.
 WRITTEN = (
     "research_mixed",
     "research_chatty",
     "research_short",
     "research_subtle",
     "research_plain",
+    "research_timely",
+    "research_everyday",
 )
 
 

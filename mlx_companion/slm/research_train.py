@@ -5,38 +5,43 @@
     made.scores["unseen sources"].accuracy
     ResearchClassifier(pack=made.pack)
 
+Three experts are trained apart (see `research`), and a head is a weighted sum of some of them.
+Figures come from two kinds of held-out answers: by experts that have not seen the query's family
+(its template, or the query itself), and by ones that have not seen its whole source, nor those that
+are left out together with it. The weights of the sum are fitted on the second kind.
+
 Sources count by their shares and not by their rows, and within a source both labels count the
-same: otherwise the head learns which collection a query resembles. Figures and calibration come
-from two kinds of held-out answers: by a head that has not seen the query's family (its template,
-or the query itself), and by one that has not seen the whole source.
+same: otherwise an expert learns which collection a query resembles.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mlx_companion.errors import ConfigError
 from mlx_companion.runtime.stop import NEVER, StopSwitch
-from mlx_companion.slm.backbone import BaseSLMAdapter, shared_backbone
-from mlx_companion.slm.linear import (
-    Calibration,
-    LinearHead,
-    Storage,
-    fit_logistic,
-    fit_platt,
-    out_of_fold,
-)
+from mlx_companion.slm.backbone import BaseSLMAdapter, EncoderAdapter, shared_backbone
+from mlx_companion.slm.linear import LinearHead, Storage, fit_logistic, sigmoid
 from mlx_companion.slm.ngrams import NGramConfig, NGrams
 from mlx_companion.slm.packs import RULES, Pack, packaged, save_pack
-from mlx_companion.slm.research import BACKBONE, FULL, LIGHT, ResearchClassifier, as_date
+from mlx_companion.slm.research import (
+    EXPERTS,
+    NETWORK,
+    NGRAMS,
+    TUNED,
+    ResearchClassifier,
+    as_date,
+)
 from mlx_companion.slm.research_card import card
+from mlx_companion.slm.research_encoder import TuneConfig, Tuned, published, tune
 from mlx_companion.slm.research_factors import CUTOFF, Rules, load_rules
+from mlx_companion.slm.research_network import Network, NetworkConfig, fit_network
 from mlx_companion.slm.research_queries import Query
 from mlx_companion.slm.scores import BinaryScores, binary_scores
 
@@ -48,28 +53,39 @@ _FEWEST_ROWS = 100
 
 @dataclass(frozen=True)
 class ResearchTrainConfig:
-    """How the heads are trained.
+    """How the experts are trained.
 
     Args:
-        hidden_penalty, encoder_penalty, ngram_penalty, factor_penalty, pair_penalty: of the
-            blocks of features.
+        ngram_penalty, factor_penalty, pair_penalty: of the linear expert's blocks of features.
+        max_steps: of the linear expert's solver.
+        network: see `NetworkConfig`.
+        tuning: see `TuneConfig`.
+        samples: so many queries of a source are part of an epoch of the tuning; others wholly.
+        tempering: power of the rows' weights in the tuning, which a few heavy rows would upset.
+        caution: how much more a query without need counts in the weights of the sum: a false alarm
+            costs a search and seconds.
         folds: of families.
         shares: how much each source counts; others count 1.
         cutoff, today: what years are read against in queries that do not say.
         ngrams: see `NGramConfig`.
-        relatives: sources left out together, as they are of one collection.
-        max_steps: of the solver.
+        together: sources left out together: as they are of one collection, or to save trainings.
 
     Raises:
         ConfigError: fewer than two folds, or a negative share.
     """
 
-    hidden_penalty: float = 0.03
-    encoder_penalty: float = 0.01
     ngram_penalty: float = 3e-5
     factor_penalty: float = 1e-3
     pair_penalty: float = 1e-3
-    folds: int = 5
+    max_steps: int = 120
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    tuning: TuneConfig = field(default_factory=TuneConfig)
+    samples: dict[str, int] = field(
+        default_factory=lambda: {"generated": 4000, "gsm8k": 80, "remarks": 300}
+    )
+    tempering: float = 0.75
+    caution: float = 1.15
+    folds: int = 3
     shares: dict[str, float] = field(
         default_factory=lambda: {
             "generated": 3.0,
@@ -84,8 +100,12 @@ class ResearchTrainConfig:
     cutoff: str = CUTOFF
     today: str = "2026-01-01"
     ngrams: NGramConfig = field(default_factory=NGramConfig)
-    relatives: tuple[tuple[str, ...], ...] = (("clinc", "clinc_more", "clinc_outside"),)
-    max_steps: int = 120
+    together: tuple[tuple[str, ...], ...] = (
+        ("clinc", "clinc_more", "clinc_outside", "written_chatty"),
+        ("nq_open", "written_subtle", "gsm8k"),
+        ("hwu64", "written_mixed", "written_everyday", "remarks"),
+        ("written_timely", "written_short", "written_plain"),
+    )
 
     def __post_init__(self) -> None:
         if self.folds < 2:
@@ -116,19 +136,19 @@ def train_research_classifier(
     folder: str | Path,
     *,
     backbone: BaseSLMAdapter | None = None,
-    encoder: BaseSLMAdapter | None = None,
+    encoder: EncoderAdapter | None = None,
     rules: str | None = None,
     config: ResearchTrainConfig | None = None,
     version: str = "1",
     stop: StopSwitch = NEVER,
 ) -> ResearchTraining:
-    """Train all heads, measure them, and write a pack.
+    """Train all experts, measure the heads made of them, and write a pack.
 
     Args:
         queries: labelled ones, of several sources if possible.
         folder: where the pack goes; an older one is replaced as a whole.
         backbone: hidden states come from it; the shared default model unless told.
-        encoder: sentence embeddings come from it; without one there is no head for it.
+        encoder: the one to be tuned; without one there is no head with it.
         rules: text of the factors and decision table; those of the package unless told.
         config: see `ResearchTrainConfig`.
         version: of the pack.
@@ -136,42 +156,36 @@ def train_research_classifier(
 
     Raises:
         ConfigError: no queries, or all of one label.
-        ModelError: the backbone cannot be loaded.
+        ModelError: the backbone or the encoder cannot be loaded.
         Stopped: the switch was thrown; no pack was written.
     """
     config, backbone = config or ResearchTrainConfig(), backbone or shared_backbone()
     text = rules if rules is not None else (packaged("research_classifier") / RULES).read_text()
     table = _Table(queries, load_rules(text), config)
-    hidden = [_hidden(backbone, queries, stop)]
-    blocks = {BACKBONE: [*hidden, *table.light], LIGHT: table.light}
-    if encoder is not None:
-        blocks = {FULL: [*hidden, _hidden(encoder, queries, stop), *table.light], **blocks}
-    best = next(iter(blocks))
+    table.read_hidden(backbone, stop)
+    names = (NGRAMS, NETWORK) if encoder is None else (NGRAMS, NETWORK, TUNED)
+    fits = {NGRAMS: _fit_ngrams, NETWORK: _fit_network, TUNED: _tuner(encoder)}
+    held_out = {name: _held_out(table, fits[name], config, stop) for name in names}
     arrays: dict[str, np.ndarray] = {}
-    calibration: dict[str, Any] = {}
+    for name in names:
+        arrays |= fits[name](table, np.arange(len(queries)), config, stop).arrays
+    heads = {
+        head: _blend(held_out, experts, table, config.caution)
+        for head, experts in EXPERTS.items()
+        if set(experts) <= set(names)
+    }
     scores: dict[str, BinaryScores] = {}
-    plotted: tuple[np.ndarray, np.ndarray] = (np.zeros(0), np.zeros(0))
-    for head in blocks:
-        stop.check()
-        options = _options(head, config)
-        held_out = _held_out(table, blocks[head], options, config, stop)
-        calibrated = _calibration(held_out, table)
-        calibration[head] = {"slope": calibrated.slope, "offset": calibrated.offset}
+    best = next(iter(heads))
+    for head, blend in heads.items():
         before = "" if head == best else f"{head}: "
-        scores |= {before + k: v for k, v in _scores(held_out, calibrated, table).items()}
-        if head == best:
-            plotted = _unseen(held_out, calibrated, table)
-        final = _fit(table, blocks[head], np.arange(len(queries)), options)
-        dense = len(blocks[head]) - len(table.light)
-        kinds: list[Storage] = ["float16"] * dense
-        kinds += ["int8", "float32", "float32"]
-        arrays |= final.to_arrays(head, kinds)
+        chances = {kind: _chances(held_out, blend, kind) for kind in (KNOWN, UNSEEN)}
+        scores |= {before + k: v for k, v in _scores(chances, table).items()}
     settings = {
         "backbone": backbone.identity,
         "encoder": None if encoder is None else encoder.identity,
         "cutoff": config.cutoff,
         "ngrams": asdict(config.ngrams),
-        "calibration": calibration,
+        "heads": heads,
         "table_precision": table.rules_precision(),
     }
     metrics = {name: found.to_dict() for name, found in scores.items()}
@@ -185,7 +199,9 @@ def train_research_classifier(
         metrics=metrics,
         card=card(metrics, settings, queries, asdict(config)),
     )
-    return ResearchTraining(pack, scores, plotted)
+    plotted = _chances(held_out, heads[best], UNSEEN)
+    rows = _unseen_rows(plotted, table)
+    return ResearchTraining(pack, scores, (plotted[rows], table.labels[rows]))
 
 
 class _Table:
@@ -194,6 +210,7 @@ class _Table:
     def __init__(self, queries: Sequence[Query], rules: Rules, config: ResearchTrainConfig) -> None:
         if len({query.needs_research for query in queries}) < 2:
             raise ConfigError("the queries are of one label only, or there are none; give both")
+        self.texts = [query.text for query in queries]
         self.labels = np.array([query.needs_research for query in queries], dtype=np.int64)
         self.sources = np.array([query.source for query in queries])
         families = [query.family or query.text for query in queries]
@@ -203,12 +220,20 @@ class _Table:
         found = [rules.read(q.text, q.today or today, q.cutoff or cutoff) for q in queries]
         self.rulings = [rules.decide(one) for one in found]
         self.light = [
-            NGrams(config.ngrams).transform([query.text for query in queries]),
+            NGrams(config.ngrams).transform(self.texts),
             np.stack([rules.vector(one) for one in found]),
             rules.pairs(found),
         ]
+        self.dense = np.zeros((len(self.texts), 0), dtype=np.float32)
         self.weights = _weights(self.sources, self.labels, config.shares)
-        self.source_weights = _weights(self.sources, 0 * self.labels, config.shares)
+
+    def read_hidden(self, backbone: BaseSLMAdapter, stop: StopSwitch) -> None:
+        """Dense features (N, F): hidden states beside the factors."""
+        parts = []
+        for first in range(0, len(self.texts), 256):
+            stop.check()
+            parts.append(backbone.features(self.texts[first : first + 256]))
+        self.dense = np.concatenate([np.concatenate(parts), self.light[1]], axis=1)
 
     def rules_precision(self) -> dict[str, float]:
         """How often the decision table is right: where it says research, answer, or nothing."""
@@ -239,106 +264,158 @@ def _weights(sources: np.ndarray, labels: np.ndarray, shares: Mapping[str, float
     return weights / weights.sum()
 
 
-def _hidden(backbone: BaseSLMAdapter, queries: Sequence[Query], stop: StopSwitch) -> np.ndarray:
-    parts = []
-    for first in range(0, len(queries), 256):
-        stop.check()
-        parts.append(backbone.features([query.text for query in queries[first : first + 256]]))
-    # As heads see them later, stored and read in half precision or not, differs by rounding only.
-    return np.concatenate(parts)
+class _Expert(NamedTuple):
+    """A trained expert: logits of rows of the table, and what a pack keeps of it."""
+
+    logits: Callable[[np.ndarray], np.ndarray]
+    arrays: dict[str, np.ndarray]
 
 
-def _fit(
-    table: _Table, blocks: Sequence[Any], rows: np.ndarray, options: dict[str, Any]
-) -> LinearHead:
-    return fit_logistic(
-        [block[rows] for block in blocks],
+_Fit = Callable[["_Table", np.ndarray, ResearchTrainConfig, StopSwitch], _Expert]
+
+
+def _fit_ngrams(
+    table: _Table, rows: np.ndarray, config: ResearchTrainConfig, stop: StopSwitch
+) -> _Expert:
+    stop.check()
+    head = fit_logistic(
+        [block[rows] for block in table.light],
         table.labels[rows],
         row_weights=table.weights[rows],
-        **options,
+        penalties=[config.ngram_penalty, config.factor_penalty, config.pair_penalty],
+        classes=2,
+        max_steps=config.max_steps,
     )
+    kinds: list[Storage] = ["int8", "float32", "float32"]
+    arrays = head.to_arrays(NGRAMS, kinds)
+    stored = LinearHead.from_arrays(arrays, NGRAMS)
+    return _Expert(lambda out: stored.logits([b[out] for b in table.light])[:, 0], arrays)
 
 
-def _options(head: str, config: ResearchTrainConfig) -> dict[str, Any]:
-    dense = {FULL: [config.hidden_penalty, config.encoder_penalty], LIGHT: []}
-    light = [config.ngram_penalty, config.factor_penalty, config.pair_penalty]
-    return {
-        "penalties": [*dense.get(head, [config.hidden_penalty]), *light],
-        "classes": 2,
-        "max_steps": config.max_steps,
-    }
+def _fit_network(
+    table: _Table, rows: np.ndarray, config: ResearchTrainConfig, stop: StopSwitch
+) -> _Expert:
+    network = fit_network(
+        table.dense[rows],
+        table.labels[rows],
+        row_weights=table.weights[rows],
+        config=config.network,
+        stop=stop,
+    )
+    arrays = network.to_arrays(NETWORK)
+    stored = Network.from_arrays(arrays, NETWORK)
+    return _Expert(lambda out: stored.logits(table.dense[out]), arrays)
+
+
+def _tuner(encoder: EncoderAdapter | None) -> _Fit:
+    def fit(
+        table: _Table, rows: np.ndarray, config: ResearchTrainConfig, stop: StopSwitch
+    ) -> _Expert:
+        assert encoder is not None
+        base = published(encoder)
+        sources = table.sources[rows]
+        drawn = np.ones(len(rows))
+        for source, count in config.samples.items():
+            here = sources == source
+            drawn[here] = min(1.0, count / max(here.sum(), 1))
+        tuned = tune(
+            base,
+            [table.texts[i] for i in rows],
+            table.labels[rows],
+            row_weights=(table.weights[rows] / drawn) ** config.tempering,
+            drawn=drawn,
+            config=config.tuning,
+            stop=stop,
+        )
+        arrays = tuned.to_arrays()
+        stored = Tuned.from_arrays(base, arrays)
+        return _Expert(lambda out: stored.logits([table.texts[i] for i in out]), arrays)
+
+    return fit
 
 
 def _held_out(
-    table: _Table,
-    blocks: Sequence[Any],
-    options: dict[str, Any],
-    config: ResearchTrainConfig,
-    stop: StopSwitch,
+    table: _Table, fit: _Fit, config: ResearchTrainConfig, stop: StopSwitch
 ) -> dict[str, np.ndarray]:
-    """Logits (N,) of every row: by heads without its family, and without its source."""
-    known = out_of_fold(blocks, table.labels, table.folds, row_weights=table.weights, **options)[
-        :, 0
-    ]
-    unseen = np.full(len(known), np.nan)
-    for source in _measurable(table):
-        stop.check()
-        here = table.sources == source
-        kin = {s for group in config.relatives if source in group for s in group} | {source}
-        rest = np.flatnonzero(~np.isin(table.sources, list(kin)))
-        if len(np.unique(table.labels[rest])) == 2:
-            unseen[here] = _fit(table, blocks, rest, options).logits([b[here] for b in blocks])[
-                :, 0
-            ]
-    return {KNOWN: known, UNSEEN: unseen}
-
-
-def _measurable(table: _Table) -> list[str]:
-    found = []
-    for source in np.unique(table.sources):
-        if (table.sources == source).sum() >= _FEWEST_ROWS:
-            found.append(str(source))
+    """Logits (N,) of every row by experts that have not seen its family, and its source."""
+    found = {KNOWN: np.zeros(len(table.labels)), UNSEEN: np.full(len(table.labels), np.nan)}
+    for kind, out in _parts(table, config):
+        kept = np.flatnonzero(~out)
+        if len(np.unique(table.labels[kept])) == 2:
+            rows = np.flatnonzero(out)
+            found[kind][rows] = fit(table, kept, config, stop).logits(rows)
     return found
 
 
-def _calibration(held_out: Mapping[str, np.ndarray], table: _Table) -> Calibration:
-    """One sigmoid through both kinds of held-out logits: queries to come are of either kind.
+def _parts(table: _Table, config: ResearchTrainConfig) -> list[tuple[str, np.ndarray]]:
+    """What is left out at a time: the kind of the answers, and which rows."""
+    parts = [(KNOWN, table.folds == fold) for fold in np.unique(table.folds)]
+    named = {source for group in config.together for source in group}
+    alone = [(source,) for source in _measurable(table) if source not in named]
+    for group in (*config.together, *alone):
+        if (out := np.isin(table.sources, list(group))).any():
+            parts.append((UNSEEN, out))
+    return parts
 
-    Labels count as often as they occur in their source: training balanced them.
+
+def _measurable(table: _Table) -> list[str]:
+    names, counts = np.unique(table.sources, return_counts=True)
+    return [str(n) for n, count in zip(names, counts, strict=True) if count >= _FEWEST_ROWS]
+
+
+def _blend(
+    held_out: Mapping[str, Mapping[str, np.ndarray]],
+    experts: Sequence[str],
+    table: _Table,
+    caution: float,
+) -> dict[str, Any]:
+    """Weights of experts' logits and an offset; their sum's sigmoid is a probability.
+
+    Fitted on answers of experts that had not seen the source, if there are any, as queries to come
+    are of none of these; through the others it would be too sure. Every row counts the same, so
+    labels as often as they occur, where the experts' training balanced them.
     """
-    rows = [np.arange(len(table.labels)), _unseen_rows(held_out, table)]
-    logits = np.concatenate([held_out[k][r] for k, r in zip((KNOWN, UNSEEN), rows, strict=True)])
-    both = np.concatenate(rows)
-    return fit_platt(logits, table.labels[both], table.source_weights[both])
+    unseen = np.stack([held_out[name][UNSEEN] for name in experts], axis=1)
+    rows = _unseen_rows(unseen.sum(axis=1), table)
+    logits = unseen[rows]
+    if len(np.unique(table.labels[rows])) < 2:
+        rows = np.arange(len(table.labels))
+        logits = np.stack([held_out[name][KNOWN] for name in experts], axis=1)
+    spread = np.maximum(logits.std(axis=0), 1e-6)
+    labels = table.labels[rows]
+    counts = np.where(labels == 1, 1.0, caution)
+    scaled = [logits / spread]
+    fitted = fit_logistic(scaled, labels, row_weights=counts, penalties=1e-6, classes=2)
+    weights = fitted.weights[0][:, 0] / spread
+    return {
+        "weights": {n: float(w) for n, w in zip(experts, weights, strict=True)},
+        "offset": float(fitted.bias[0]),
+    }
 
 
-def _unseen(
-    held_out: Mapping[str, np.ndarray], calibration: Calibration, table: _Table
-) -> tuple[np.ndarray, np.ndarray]:
-    rows = _unseen_rows(held_out, table)
-    return calibration(held_out[UNSEEN][rows]), table.labels[rows]
+def _chances(
+    held_out: Mapping[str, Mapping[str, np.ndarray]], blend: Mapping[str, Any], kind: str
+) -> np.ndarray:
+    total = sum(w * held_out[name][kind] for name, w in blend["weights"].items())
+    return sigmoid(np.asarray(total) + blend["offset"])
 
 
-def _unseen_rows(held_out: Mapping[str, np.ndarray], table: _Table) -> np.ndarray:
-    """Rows of real sources that a head answered without their source.
+def _unseen_rows(values: np.ndarray, table: _Table) -> np.ndarray:
+    """Rows of real sources that were answered without their source.
 
-    A head without the made-up queries is weaker than the one that is shipped; it is measured for
-    itself, and no part of the whole.
+    Experts without the made-up queries are weaker than those that are shipped; they are measured
+    for themselves, and are no part of the whole.
     """
-    return np.flatnonzero(~np.isnan(held_out[UNSEEN]) & (table.sources != GENERATED))
+    return np.flatnonzero(~np.isnan(values) & (table.sources != GENERATED))
 
 
-def _scores(
-    held_out: Mapping[str, np.ndarray], calibration: Calibration, table: _Table
-) -> dict[str, BinaryScores]:
-    found = {KNOWN: binary_scores(calibration(held_out[KNOWN]), table.labels)}
-    probabilities, labels = _unseen(held_out, calibration, table)
-    if len(labels):
-        found[UNSEEN] = binary_scores(probabilities, labels)
+def _scores(chances: Mapping[str, np.ndarray], table: _Table) -> dict[str, BinaryScores]:
+    found = {KNOWN: binary_scores(chances[KNOWN], table.labels)}
+    if len(rows := _unseen_rows(chances[UNSEEN], table)):
+        found[UNSEEN] = binary_scores(chances[UNSEEN][rows], table.labels[rows])
     for kind, before in ((KNOWN, "known "), (UNSEEN, "unseen ")):
         for source in _measurable(table):
-            here = (table.sources == source) & ~np.isnan(held_out[kind])
+            here = (table.sources == source) & ~np.isnan(chances[kind])
             if here.any():
-                p = calibration(held_out[kind][here])
-                found[before + source] = binary_scores(p, table.labels[here])
+                found[before + source] = binary_scores(chances[kind][here], table.labels[here])
     return found

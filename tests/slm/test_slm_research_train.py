@@ -8,14 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import tiny_llama
+from tiny import tiny_bert, tiny_llama
 
 from mlx_companion.errors import ConfigError, DataError, Stopped
 from mlx_companion.runtime.stop import StopSwitch
 from mlx_companion.slm import research_sources
-from mlx_companion.slm.backbone import LanguageModelAdapter
+from mlx_companion.slm.backbone import EncoderAdapter, LanguageModelAdapter
 from mlx_companion.slm.packs import load_pack, packaged
 from mlx_companion.slm.research import ResearchClassifier
+from mlx_companion.slm.research_encoder import TuneConfig
+from mlx_companion.slm.research_network import NetworkConfig
 from mlx_companion.slm.research_queries import Query, generate_queries
 from mlx_companion.slm.research_sources import read_clinc, read_queries, read_remarks
 from mlx_companion.slm.research_train import (
@@ -84,6 +86,9 @@ def test_sources_and_labels_count_evenly() -> None:
     assert weights[90:].sum() == pytest.approx(3 / 4)
 
 
+SMALL = NetworkConfig(members=2, hidden=8, epochs=4)
+
+
 def _two_sources() -> list[Query]:
     """The word "now" needs research; sources differ in everything else."""
     rng = np.random.default_rng(0)
@@ -100,7 +105,7 @@ def _two_sources() -> list[Query]:
 def test_unseen_sources_are_measured_and_the_pack_can_be_used(tmp_path: Path) -> None:
     folder = tiny_llama(tmp_path / "llama")
     backbone = LanguageModelAdapter(str(folder))
-    config = ResearchTrainConfig(max_steps=40, folds=3)
+    config = ResearchTrainConfig(max_steps=40, folds=3, network=SMALL)
     made = train_research_classifier(
         _two_sources(), tmp_path / "pack", backbone=backbone, config=config, version="t1"
     )
@@ -120,17 +125,37 @@ def test_unseen_sources_are_measured_and_the_pack_can_be_used(tmp_path: Path) ->
 
 def test_the_same_training_gives_the_same_pack(tmp_path: Path) -> None:
     folder = tiny_llama(tmp_path / "llama")
-    config = ResearchTrainConfig(max_steps=10, folds=2)
+    config = ResearchTrainConfig(
+        max_steps=10, folds=2, network=SMALL, tuning=TuneConfig(rank=2, epochs=1)
+    )
+    bert = tiny_bert(tmp_path / "bert")
     packs = [
         train_research_classifier(
             _two_sources()[::5],
             tmp_path / name,
             backbone=LanguageModelAdapter(str(folder)),
+            encoder=EncoderAdapter(str(bert)),
             config=config,
         ).pack.sha256
         for name in ("one", "two")
     ]
     assert packs[0] == packs[1]
+
+
+def test_sources_that_go_together_are_left_out_together(tmp_path: Path) -> None:
+    def accuracy(together: tuple[tuple[str, ...], ...]) -> float:
+        config = ResearchTrainConfig(max_steps=40, folds=2, network=SMALL, together=together)
+        made = train_research_classifier(
+            [*_two_sources(), *(Query(f"wann {i}", i % 2 == 0, "", "c") for i in range(20))],
+            tmp_path / "pack",
+            backbone=LanguageModelAdapter(str(tiny_llama(tmp_path / "llama"))),
+            config=config,
+        )
+        return made.scores["ngrams: unseen a"].accuracy
+
+    # What "now" means is learned from the other source only.
+    assert accuracy(()) > 0.95
+    assert accuracy((("a", "b"),)) < 0.7
 
 
 def test_a_stopped_training_leaves_no_pack(tmp_path: Path) -> None:

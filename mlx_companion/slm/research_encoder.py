@@ -1,0 +1,345 @@
+"""A sentence encoder tuned for one yes-or-no question, as a difference small enough for a pack.
+
+A linear head over frozen embeddings reads what the encoder was made for: what a text is about.
+Whether its answer moves is another question, and adapters of rank 16 on its upper layers teach it
+that. The difference is stored; merged into a copy of the weights it costs no time::
+
+    tuned = tune(load_encoder(), texts, labels)            # Tuned: logits(texts), to_arrays()
+    adapter = TunedEncoder(shared_encoder(), pack.arrays)  # as the classifier reads it
+    adapter.features(["who is the mayor of oslo"])         # (1, 1): the logit
+
+Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mlx_companion.errors import ConfigError, SLMError
+from mlx_companion.runtime.stop import NEVER, StopSwitch
+from mlx_companion.slm.backbone import MAX_TOKENS, EncoderAdapter, cut_in_the_middle
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+    from mlx_companion.models.bert import Bert
+    from mlx_companion.models.encoder import SentenceEncoder
+
+PREFIX = "tuned"
+_TARGETS = ("query", "key", "value", "output", "intermediate")
+# Texts of one batch are so long on average; of longer ones there are fewer.
+_USUAL_TOKENS = 14
+_FEWEST_ROWS = 8
+_WARM_UP, _LARGEST_GRADIENT = 0.06, 1.0
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """How an encoder is tuned.
+
+    Args:
+        rank: of the adapters.
+        layers: so many of the upper layers have them.
+        rate: largest learning rate.
+        epochs: passes over the rows (over the share of them that is drawn).
+        batch: texts of a step.
+        dropout: share of the pooled states left out in a step.
+        smoothing: labels are drawn by half of this towards each other.
+        seed: of the start, the order, and what is left out.
+
+    Raises:
+        ConfigError: a rank, batch or number of epochs below 1.
+    """
+
+    rank: int = 16
+    layers: int = 4
+    rate: float = 7e-4
+    epochs: int = 2
+    batch: int = 32
+    dropout: float = 0.1
+    smoothing: float = 0.06
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.rank, self.epochs, self.batch) < 1:
+            raise ConfigError(
+                f"rank, epochs and batch are {self.rank}, {self.epochs} and {self.batch}; expected "
+                "1 or more of each"
+            )
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A tuned encoder: `logit = [mean, first] @ weights + bias` over its hidden states.
+
+    Attributes:
+        encoder: with the difference in its weights.
+        update: path of a linear layer -> A (inputs, r) and B (r, outputs); A B is added to its
+            transposed weight.
+        weights: (2 D,) float32.
+        bias: float.
+    """
+
+    encoder: SentenceEncoder
+    update: dict[str, tuple[np.ndarray, np.ndarray]]
+    weights: np.ndarray
+    bias: float
+
+    def logits(self, texts: Sequence[str]) -> np.ndarray:
+        """Logits (N,) float32 of texts."""
+        import mlx.core as mx
+
+        rows = _tokens(self.encoder, texts)
+        found = np.zeros(len(rows), dtype=np.float32)
+        for batch in _batches([len(row) for row in rows], 32):
+            states = _pooled(self.encoder.model, *_padded([rows[i] for i in batch]))
+            found[batch] = np.array(states @ mx.array(self.weights)) + np.float32(self.bias)
+        return found
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """The difference and the head as arrays for a pack, half precision and float32."""
+        arrays = {f"{PREFIX}.head": np.append(self.weights, self.bias).astype(np.float32)}
+        for path, factors in self.update.items():
+            for name, factor in zip("ab", factors, strict=True):
+                arrays[f"{PREFIX}.{path}.{name}"] = factor.astype(np.float16)
+        return arrays
+
+    @classmethod
+    def from_arrays(cls, encoder: SentenceEncoder, arrays: Mapping[str, np.ndarray]) -> Tuned:
+        """What `to_arrays` gave, on a copy of the encoder that it was made from.
+
+        Raises:
+            SLMError: there is no such difference among the arrays, or it does not fit the encoder.
+        """
+        head = arrays.get(f"{PREFIX}.head")
+        paths = [n[len(PREFIX) + 1 : -2] for n in arrays if n.startswith(f"{PREFIX}.layers.")]
+        if head is None or not paths or head.shape != (2 * encoder.dimensions + 1,):
+            raise SLMError("the pack has no tuned encoder of that size; restore it, or train it")
+        try:
+            update = {
+                p: (
+                    arrays[f"{PREFIX}.{p}.a"].astype(np.float32),
+                    arrays[f"{PREFIX}.{p}.b"].astype(np.float32),
+                )
+                for p in dict.fromkeys(paths)
+            }
+            model = _merged(encoder.model, update)
+        except (KeyError, ValueError) as error:
+            raise SLMError(f"the tuned encoder's arrays do not fit ({error})") from error
+        return cls(replace(encoder, model=model), update, head[:-1], float(head[-1]))
+
+
+class TunedEncoder(EncoderAdapter):
+    """An encoder with a pack's difference in its weights; its features are logits (N, 1).
+
+    Args:
+        base: the encoder as published; it stays in memory, and all that both share is there once.
+        arrays: of the pack.
+        cache_size: texts whose logits are kept.
+    """
+
+    def __init__(
+        self, base: EncoderAdapter, arrays: Mapping[str, np.ndarray], cache_size: int = 1024
+    ) -> None:
+        super().__init__(name=f"{base.name} (tuned)", cache_size=cache_size)
+        self._base, self._arrays = base, arrays
+        self._tuned: Tuned | None = None
+
+    @property
+    def memory_bytes(self) -> int:
+        """Of the weights that it does not share with its base."""
+        layers = self._tuned.update.values() if self._tuned is not None else ()
+        return sum(4 * len(a) * b.shape[1] for a, b in layers)
+
+    def _load(self) -> None:
+        self._tuned = Tuned.from_arrays(published(self._base), self._arrays)
+        self._encoder = self._tuned.encoder
+
+    def _unload(self) -> None:
+        super()._unload()
+        self._tuned = None
+
+    def _features(self, texts: Sequence[str]) -> np.ndarray:
+        assert self._tuned is not None
+        return self._tuned.logits(texts)[:, None]
+
+
+def published(adapter: EncoderAdapter) -> SentenceEncoder:
+    """The encoder behind an adapter, loaded when it was not.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    adapter.load()
+    encoder = adapter._encoder
+    assert encoder is not None
+    return encoder
+
+
+def tune(
+    encoder: SentenceEncoder,
+    texts: Sequence[str],
+    labels: np.ndarray,
+    *,
+    row_weights: np.ndarray | None = None,
+    drawn: np.ndarray | None = None,
+    config: TuneConfig | None = None,
+    stop: StopSwitch = NEVER,
+) -> Tuned:
+    """Tune a copy of an encoder; the same rows give the same one.
+
+    Args:
+        encoder: as published; it stays as it is.
+        texts: N of them.
+        labels: (N,) 0 or 1.
+        row_weights: (N,) how much each row counts when it is drawn.
+        drawn: (N,) how likely a row is part of an epoch; all are unless told.
+        config: see `TuneConfig`.
+        stop: consulted before each step.
+
+    Raises:
+        Stopped: the switch was thrown.
+    """
+    import mlx.core as mx
+    import mlx.nn as nn
+    from mlx.optimizers import AdamW, clip_grad_norm
+
+    from mlx_companion.lora import LoraConfig, attach
+
+    config = config or TuneConfig()
+    rng = np.random.default_rng(config.seed)
+    net = _network(_copy(encoder.model))
+    rank, layers = config.rank, config.layers
+    lora = LoraConfig(rank=rank, alpha=2 * rank, layers=layers, targets=_TARGETS)
+    attach(net.bert, lora, seed=config.seed)
+    plan = _plan(_tokens(encoder, texts), drawn, config, rng)
+    counts = np.ones(len(texts)) if row_weights is None else np.asarray(row_weights)
+    counts = counts / (np.mean([counts[batch].mean() for batch, _ in plan]) if plan else 1.0)
+    targets = np.asarray(labels) * (1 - config.smoothing) + config.smoothing / 2
+    gradient = nn.value_and_grad(net, _loss)
+    optimizer = AdamW(config.rate, weight_decay=0.01)
+    for step, (batch, tokens) in enumerate(plan):
+        stop.check()
+        kept = rng.random((len(batch), 2 * encoder.dimensions)) >= config.dropout
+        rows = [kept / (1 - config.dropout), targets[batch], counts[batch]]
+        arrays = [mx.array(row.astype(np.float32)) for row in rows]
+        _, slopes = gradient(net, *_padded(tokens), *arrays)
+        clipped, _ = clip_grad_norm(slopes, _LARGEST_GRADIENT)
+        gone = (step + 1) / len(plan)
+        optimizer.learning_rate = config.rate * min(1.0, gone / _WARM_UP) * (1 - gone)
+        optimizer.update(net, clipped)
+        mx.eval(net.parameters(), optimizer.state)
+    return _finished(encoder, net)
+
+
+def _finished(encoder: SentenceEncoder, net: Any) -> Tuned:
+    update = {
+        path: (np.array(layer.lora_a), layer.scale * np.array(layer.lora_b))
+        for path, layer in net.bert.named_modules()
+        if "lora_a" in layer
+    }
+    update = dict(sorted(update.items()))
+    model = _merged(encoder.model, update)
+    return Tuned(
+        replace(encoder, model=model), update, np.array(net.weights), float(net.bias.item())
+    )
+
+
+def _network(bert: Bert) -> Any:
+    import mlx.core as mx
+    import mlx.nn as nn
+
+    net = nn.Module()
+    net.bert = bert
+    net.weights = mx.zeros((2 * bert.config.hidden_size,))
+    net.bias = mx.zeros((1,))
+    return net
+
+
+def _loss(
+    net: Any, tokens: mx.array, mask: mx.array, kept: mx.array, targets: mx.array, counts: mx.array
+) -> mx.array:
+    import mlx.core as mx
+
+    logits = (_pooled(net.bert, tokens, mask) * kept) @ net.weights + net.bias
+    return (counts * (mx.logaddexp(0.0, logits) - targets * logits)).mean()
+
+
+def _pooled(model: Bert, tokens: mx.array, mask: mx.array) -> mx.array:
+    """Mean of the hidden states, and the first: (B, 2 D)."""
+    import mlx.core as mx
+
+    hidden = model(tokens, mask)
+    seen = mask[..., None].astype(hidden.dtype)
+    return mx.concatenate([(hidden * seen).sum(axis=1) / seen.sum(axis=1), hidden[:, 0]], axis=-1)
+
+
+def _copy(model: Bert) -> Bert:
+    """Module objects of its own over the same arrays."""
+    from mlx.utils import tree_flatten
+
+    from mlx_companion.models.bert import Bert
+
+    other = Bert(model.config)
+    arrays: Any = tree_flatten(model.parameters())
+    other.load_weights(arrays)
+    other.eval()
+    return other
+
+
+def _merged(model: Bert, update: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Bert:
+    import mlx.core as mx
+
+    other = _copy(model)
+    layers = dict(other.named_modules())
+    for path, (a, b) in update.items():
+        layer: Any = layers[path]
+        layer.weight = layer.weight + mx.array((a @ b).T)
+    mx.eval(other.parameters())
+    return other
+
+
+def _plan(
+    rows: list[list[int]],
+    drawn: np.ndarray | None,
+    config: TuneConfig,
+    rng: np.random.Generator,
+) -> list[tuple[np.ndarray, list[list[int]]]]:
+    """Batches of all epochs: indices and tokens, texts of like length together."""
+    plan = []
+    for _ in range(config.epochs):
+        chance = 1.0 if drawn is None else drawn
+        taken = np.flatnonzero(rng.random(len(rows)) < chance)
+        taken = taken[rng.permutation(len(taken))]
+        lengths = [len(rows[i]) for i in taken]
+        batches = [taken[batch] for batch in _batches(lengths, config.batch)]
+        plan += [batches[i] for i in rng.permutation(len(batches))]
+    return [(batch, [rows[i] for i in batch]) for batch in plan]
+
+
+def _batches(lengths: Sequence[int], size: int) -> Iterator[np.ndarray]:
+    order = np.argsort(lengths, kind="stable")
+    first = 0
+    while first < len(order):
+        fitting = size * _USUAL_TOKENS // max(lengths[order[first]], 1)
+        end = first + min(size, max(_FEWEST_ROWS, fitting))
+        yield order[first:end]
+        first = end
+
+
+def _tokens(encoder: SentenceEncoder, texts: Sequence[str]) -> list[list[int]]:
+    found = encoder.tokenizer.encode_batch(list(texts))
+    return [cut_in_the_middle(list(one.ids), MAX_TOKENS) for one in found]
+
+
+def _padded(rows: list[list[int]]) -> tuple[mx.array, mx.array]:
+    import mlx.core as mx
+
+    longest = max(map(len, rows))
+    tokens = np.array([[*row, *[0] * (longest - len(row))] for row in rows], dtype=np.int32)
+    mask = np.arange(longest) < np.array([len(row) for row in rows])[:, None]
+    return mx.array(tokens), mx.array(mask)
