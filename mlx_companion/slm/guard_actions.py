@@ -34,6 +34,13 @@ _NOUNLY = "are is was were can could may or of from have has tend mean and"
 _NOUN_FOLLOWS = frozenset(_NOUNLY.split())
 
 
+# "*makes a dozen*" stands under a recipe.
+_YIELDS = re.compile(
+    r"(?:makes|serves|yields|takes) (?:about |up to |around )?(?:an? )?(?:half )?"
+    r"(?:dozen|batch|loaf|hour|minutes?|four|six|eight|ten|twelve|two|large|small)\b"
+)
+
+
 def find_actions(
     draft: Draft, rules: GuardRules, head: DirectionHead | None = None
 ) -> list[Finding]:
@@ -59,7 +66,8 @@ def _decided(
 ) -> bool:
     """The rules settle what is clear, the head the rest."""
     if not ruled:
-        return not tells_of_words(piece, rules) and head.decides(piece, stage, ruled)
+        other = tells_of_words(piece, rules) or _YIELDS.match(stage.plain)
+        return not other and head.decides(piece, stage, ruled)
     known = stage.head[0] in rules.forms["expressive"] or stage.touches_body()
     clear = known and stage.form == "s" and stage.small and piece.mark not in ("(", "[")
     return clear or head.decides(piece, stage, ruled)

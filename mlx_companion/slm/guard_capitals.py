@@ -45,10 +45,15 @@ def find_capitals(draft: Draft, rules: GuardRules) -> list[Finding]:
     _settle(draft, rules, tokens)
     tokens += _inner_shouts(draft)
     return [
-        Finding(CAPS_ENTHUSIASM, one.start, one.end, {"after": lowered(draft, one.start, one.end)})
+        Finding(CAPS_ENTHUSIASM, one.start, one.end, {"after": _calm(draft, one)})
         for one in tokens
         if one.role == "shout" and len(one.word) > 1
     ]
+
+
+def _calm(draft: Draft, token: Token) -> str:
+    after = lowered(draft, token.start, token.end)
+    return after.capitalize() if token.titled else after
 
 
 def _call_people(draft: Draft, rules: GuardRules, tokens: list[Token]) -> None:
@@ -63,6 +68,7 @@ def _call_people(draft: Draft, rules: GuardRules, tokens: list[Token]) -> None:
         named = any(named_here(draft, one.start, one.end, one.word) for one in pair)
         if (called or strange) and not named:
             first.role = second.role = "shout"
+            first.titled = second.titled = True
 
 
 _STRANGERS = ("none", "person", "shout")

@@ -92,6 +92,11 @@ def _remove_inside(
     space = len(right[:40]) - len(following)
     spaced = len(left) - len(left.rstrip(" \t"))
     after = ""
+    doubled = _DOUBLED_MARK.match(following)
+    if doubled and left.rstrip().endswith((",",) if doubled[0] == "," else ("...", "\u2026")):
+        stop = end + space + doubled.end()
+        gap = "" if _text_at(draft, stop).isspace() or stop == len(draft.text) else " "
+        return Edit(start - spaced, stop, gap, violation, "removed")
     trails = following.startswith(("...", "\u2026"))
     if not following or (following[0] in ".,;:!?)\u201d\"'" and not trails):
         start -= spaced
@@ -103,6 +108,14 @@ def _remove_inside(
         if word and left_word and is_word(word[0]) and word[0] not in ("I", "I'm", "I'll", "I've"):
             after = ". "
     return Edit(start, end, after, violation, "removed")
+
+
+_DOUBLED_MARK = re.compile(r",|\.{3}|\u2026")
+
+
+def _text_at(draft: Draft, position: int) -> str:
+    """The character at `position`, or nothing at the end."""
+    return draft.text[position : position + 1]
 
 
 def _remove_lines(draft: Draft, start: int, end: int, violation: str) -> Edit:

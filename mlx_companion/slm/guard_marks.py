@@ -19,13 +19,13 @@ _RUN = re.compile(r"[!?\uff01\uff1f\u203c\ufe57]+")
 _ODD_TOKEN = re.compile(r"[@#$%^&+=~\\|<>]")
 _FACTORIAL = re.compile(r"\s*(?:[=+\-*/^<>\u00d7\u00f7\u2248)\]]|(?:is|equals|means|ways|grows)\b)")
 _CHESS = re.compile(
-    r"(?<!\w)(?:[KQRBN][a-h1-8]?x?[a-h][1-8]|[a-h]x?[a-h]?[1-8]|O-O(?:-O)?)[+#]?!?$"
+    r"(?<!\w)(?:[KQRBN][a-h1-8]?x?[a-h][1-8]|[a-h]x?[a-h]?[1-8]|O-O(?:-O)?)[+#]?[!?]?$"
 )
 _ABOUT_MARK = frozenset(["the", "a", "operator", "symbol", "prefix", "an", "use", "using", "with"])
 
 
 def exclamations(draft: Draft, rules: GuardRules) -> list[int]:
-    """Positions of the exclamation marks that count, in order.
+    """Positions of the exclamation marks that count, in order; that of a double mark twice.
 
     Args:
         draft: the reply.
@@ -35,7 +35,8 @@ def exclamations(draft: Draft, rules: GuardRules) -> list[int]:
     if not places:
         return []
     other = _named(draft, rules.names_with_mark) | _history(draft)
-    return [at for at in places if at not in other and _counts(draft, at)]
+    counted = [at for at in places if at not in other and _counts(draft, at)]
+    return [at for at in counted for _ in range(1 + (draft.text[at] == "\u203c"))]
 
 
 def find_exclamations(draft: Draft, rules: GuardRules, limit: int) -> list[Finding]:
@@ -43,7 +44,8 @@ def find_exclamations(draft: Draft, rules: GuardRules, limit: int) -> list[Findi
 
     A doubled mark keeps the limit of 1 only when it loses its second half.
     """
-    return [Finding(EXCLAMATION_OVERUSE, at, at + 1) for at in exclamations(draft, rules)[limit:]]
+    over = dict.fromkeys(exclamations(draft, rules)[limit:])
+    return [Finding(EXCLAMATION_OVERUSE, at, at + 1) for at in over]
 
 
 def _named(draft: Draft, names: Iterable[str]) -> set[int]:
@@ -61,6 +63,8 @@ def _counts(draft: Draft, at: int) -> bool:
     if text[at] in "\u2757\u2755":
         return False
     before, after = text[at - 1 : at] if at else "", text[at + 1 : at + 2]
+    if text[at] == "\uff01":
+        return True
     if after in ("=", "[", "$") and after:
         return False
     if _CHESS.search(text, max(0, at - 10), at):

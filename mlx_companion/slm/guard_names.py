@@ -64,8 +64,9 @@ def find_name_overuse(draft: Draft, rules: GuardRules, limit: int) -> list[Findi
 def _uses(draft: Draft, rules: GuardRules, name: str) -> list[tuple[int, int]]:
     names = {name, name.split()[0]}
     bodies = "|".join(re.escape(one) for one in sorted(names, key=len, reverse=True))
-    pattern = re.compile(rf"(?<![\w@.#/-])(?:{bodies})(?![\w@]|[-./]\w)")
     ordinary = is_word(name.split()[0])
+    cases = re.NOFLAG if ordinary else re.IGNORECASE
+    pattern = re.compile(rf"(?<![\w@.#/-])(?:{bodies})(?![\w@]|[-./]\w)", cases)
     spoken = {span for span in _vocatives(draft, rules)} if ordinary else set()
     places = []
     for found in pattern.finditer(draft.own):

@@ -48,6 +48,7 @@ class Token:
     end: int
     word: str
     role: str = ""
+    titled: bool = False
 
 
 def plain_word(word: str) -> str:

@@ -200,25 +200,31 @@ def _share(hits: np.ndarray, weights: np.ndarray) -> float:
 
 _CARD = """# Personality guard, version {version}
 
-What a reply must not hold, and one small head that hears cheerleading.
+What a reply must not hold, and two small heads: one hears cheerleading, one tells stage directions
+from emphasis.
 
 - `rules.yaml`: words behind the enumerable rules (actions, capitals, topics, names), written for
   this project.
-- `weights.safetensors`: logistic regression over hashed character and word n-grams of one sentence
-  (int8), with its calibration and threshold in `settings.json`. It judges tone where no set phrase
-  does.
+- `weights.safetensors`, int8: `tone`, logistic regression over hashed character and word n-grams of
+  one sentence, which judges where no set phrase does; `direction`, the same over hashed features of
+  a marked piece (classes and endings of its words, its place, what the rules say of it), which
+  judges where no rule is sure. Calibration and thresholds are in `settings.json`.
 
 **Data.** {count} sentences written for this project (Apache-2.0, as the package): {lone} one by
 one in `slm/data/written/tone.txt`, the rest from patterns with slots in
 `slm/data/guard_training/tone.yaml`; and {calm} ordinary sentences of the calm class:
 comments labelled neutral from GoEmotions (Demszky et al., 2020; Apache-2.0) and sentences of
-public-domain books (Standard Ebooks editions, CC0).
+public-domain books (Standard Ebooks editions, CC0). Marked pieces come from
+`slm/data/guard_training/directions.yaml` and from the verbs of those books, set into those
+sentences.
 
-**Figures**, on sentences and patterns that were held out: precision {tone_precision}, recall
+**Figures**, on sentences and patterns that were held out. Tone: precision {tone_precision}, recall
 {tone_recall}, accuracy {tone_accuracy} at the threshold in use; {tone_false_alarms} of the ordinary
-sentences are taken for cheer. Seed {seed}.
+sentences are taken for cheer. Stage directions, on rows made to be hard: recall {direction_recall},
+false alarms {direction_false_alarms} (the rules alone: {direction_recall_of_rules} and
+{direction_false_alarms_of_rules}). Seed {seed}.
 
-**Made with** `mlx_companion.slm.guard_train.train_guard`; the same seed gives the same weights.
+**Made with** `python recipes/train_guard.py --data data`; the same seed gives the same weights.
 
 **Limits.** English only. The head knows the cheer of chat assistants; irony that imitates it is
 heard as cheer. Tone is a matter of taste: at the level `moderate` it is reported and left alone.

@@ -22,6 +22,9 @@ MODERATE = PersonalityGuard()
 STRICT = PersonalityGuard(level="strict")
 
 REWRITTEN = [
+    ("Oh, *blushes*, stop it.", "Oh, stop it."),
+    ("Let me check... *rummages through drawer* ...here it is.", "Let me check... here it is."),
+    ("You met DOLLY PARTON at a fair?", "You met Dolly Parton at a fair?"),
     ("*smiles warmly* Hello there!! Fine.", "Hello there! Fine."),
     ("*sighs* well, okay.", "Well, okay."),
     ("Well, *sighs* I guess so. *shrugs*", "Well, I guess so."),
@@ -64,7 +67,7 @@ def test_levels() -> None:
     monitor = PersonalityGuard(level="monitor").process(text)
     assert monitor.rewritten_response == text
     assert not monitor.changes_made
-    assert MODERATE.process(text).rewritten_response == "What a brilliant question! The answer is 4."
+    assert MODERATE.process(text).rewritten_response == text.removeprefix("*grins* ")
     assert STRICT.process(text).rewritten_response == "The answer is 4."
     names = ["asterisk_action", "tone_cheerleader"]
     assert monitor.violations_detected == names == STRICT.process(text).violations_detected

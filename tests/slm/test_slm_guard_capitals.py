@@ -211,11 +211,22 @@ def test_names_in_capitals(text: str) -> None:
         ("coffee_reference", "Two flat whites and a decaf."),
         ("exclamation_overuse", "Really?! Yes!"),
         ("exclamation_overuse", "¡Bravo! Done!"),
+        ("exclamation_overuse", "\u597d\uff01\u5f88\u597d\uff01"),
+        ("exclamation_overuse", "Done \u203c"),
         ("tone_cheerleader", "You have the most beautiful soul of anyone I've ever met!"),
     ],
 )
 def test_further_violations(rule: str, text: str) -> None:
     assert rule in _found(text)
+
+
+def test_a_name_counts_in_any_case_unless_it_is_a_word() -> None:
+    for name, text, found in (
+        ("Sam", "SAM, sit. Well, sam, stay.", ["name_overuse"]),
+        ("Rose", "The price rose. A rose is red. Hi Rose.", []),
+    ):
+        result = GUARD.process({"text": text, "user_name": name})
+        assert result.violations_detected == found
 
 
 @pytest.mark.parametrize(

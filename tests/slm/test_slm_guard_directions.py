@@ -395,7 +395,7 @@ def test_pieces_lie_where_they_say(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("past", "now"),
-    [("unlaced", "unlaces"), ("nodded", "nods"), ("cried", "cries"), ("took", "takes"),
+    [("opened", "opens"), ("dropped", "drops"), ("cried", "cries"), ("took", "takes"),
      ("watched", "watches"), ("red", None), ("table", None)],
 )  # fmt: skip
 def test_past_forms_become_present(past: str, now: str | None) -> None:
@@ -403,8 +403,8 @@ def test_past_forms_become_present(past: str, now: str | None) -> None:
 
 
 def test_novels_give_verbs() -> None:
-    page = "It was late. He nodded and opened the gate, then left. The old door creaked slowly."
-    assert narrated([page]) == ["nods and opens the gate", "the old door creaks slowly"]
+    page = "So. He dropped the key and opened the gate, then left. The old door creaked slowly."
+    assert narrated([page]) == ["drops the key and opens the gate", "the old door creaks slowly"]
 
 
 def test_rows_show_both_labels_in_the_same_sentences() -> None:
@@ -420,7 +420,7 @@ def test_rows_show_both_labels_in_the_same_sentences() -> None:
 @pytest.mark.parametrize(
     ("word", "kind"),
     [("the", "det"), ("quietly", "adv"), ("walks", "verbs"), ("blorps", "newsq"), ("", "none"),
-     ("smiling", "ing"), ("folded", "ed"), ("side-steps", "verbs")],
+     ("smiling", "ing"), ("folded", "ed"), ("side-walks", "verbs")],
 )  # fmt: skip
 def test_word_classes(word: str, kind: str) -> None:
     assert word_class(word) == kind

@@ -181,7 +181,12 @@ def test_a_name_that_is_a_word() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["What a wonderful question!", "You've got this!", "I'm so proud of you.", "What a brilliant idea!"],
+    [
+        "Such a wonderful idea!",
+        "You've got this!",
+        "I'm so proud of you.",
+        "What a brilliant idea!",
+    ],
 )
 def test_cheerleading(text: str) -> None:
     assert "tone_cheerleader" in GUARD.process(text).violations_detected
