@@ -11,7 +11,7 @@ from typing import Any
 import companion_world as world
 import pytest
 from conftest import Run
-from slm_stand_ins import StandIn, answer
+from slm_stand_ins import PATIENT, StandIn, answer
 
 from mlx_companion.errors import DataError
 from mlx_companion.slm.factory import SLMFactory
@@ -19,6 +19,8 @@ from mlx_companion.slm.module import MODULES
 from mlx_companion.slm.packs import load_pack, save_pack
 from mlx_companion.slm.registry import SLMRegistry
 from mlx_companion.store import Store
+
+PATIENTLY = [word for key, value in PATIENT.items() for word in ("--set", f"{key}={value}")]
 
 
 @pytest.fixture
@@ -193,14 +195,14 @@ def test_wrong_command_lines(
 
 
 def test_bench_prints_a_line_for_each_module_and_for_all(run: Run, modules: Any) -> None:
-    done = run("slm", "bench", "--repeats", "3")
+    done = run("slm", "bench", "--repeats", "3", *PATIENTLY)
     assert done.exit_code == 0, done.output
     asked = modules["research_classifier"].seen
     # Two rounds and the loading warm up; each round asks it alone and with the others.
     assert len(asked) == len(set(asked)) == 2 * (3 + 2) + 1
     lines = done.stdout.splitlines()
     assert [line.split()[0] for line in lines[1:]] == [*MODULES, "all"]
-    rows = json.loads(run("slm", "bench", "--repeats", "2", "--json").stdout)
+    rows = json.loads(run("slm", "bench", "--repeats", "2", "--json", *PATIENTLY).stdout)
     assert rows[-1]["name"] == "all four together"
     assert all(0 < row["median_ms"] <= row["p95_ms"] for row in rows)
     assert all(row["answered"] == 1 for row in rows)
@@ -219,7 +221,7 @@ def test_status_shows_every_module(run: Run, modules: Any, monkeypatch: pytest.M
     monkeypatch.setenv("COLUMNS", "160")
     good = modules["context_tracker"].behave
     modules["context_tracker"].behave = lambda item: None if item == "hello there" else good(item)
-    done = run("slm", "status", "--once", "--text", "hello there")
+    done = run("slm", "status", "--once", "--text", "hello there", *PATIENTLY)
     assert done.exit_code == 0, done.output
     lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.strip()}
     assert set(MODULES) <= set(lines)
@@ -296,7 +298,7 @@ def test_status_shows_the_companion_that_runs(
             name: {"ok": 1} for name in MODULES
         }
         assert modules["personality_guard"].seen == []
-        assert "companion" not in run("slm", "status", "--once", "--own").stdout
+        assert "companion" not in run("slm", "status", "--once", "--own", *PATIENTLY).stdout
         assert modules["personality_guard"].seen != []
     assert "companion" not in run("slm", "status", "--once").stdout
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from slm_stand_ins import configured
 
 from mlx_companion.errors import SLMError
 from mlx_companion.slm import degraded
@@ -34,7 +35,7 @@ def damaged(name: str, tmp_path: Path, *files: str) -> Path:
 
 def ask(name: str, folder: Path, item: Any) -> ModuleOutcome:
     async def main() -> ModuleOutcome:
-        own = SLMOrchestrator(factory=SLMFactory(packs={name: folder}))
+        own = SLMOrchestrator(factory=SLMFactory(configured(), packs={name: folder}))
         try:
             return (await own.run_parallel({name: item}))[name]
         finally:
