@@ -16,7 +16,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from patience import LONG
-from slm_stand_ins import StandIn, answer
+from slm_stand_ins import StandIn, answer, configured
 from tiny import tiny_llama
 
 from mlx_companion.errors import (
@@ -279,7 +279,7 @@ class TestPackagedModules:
             )
 
     def test_modules_share_one_backbone_and_one_pass(self) -> None:
-        factory = SLMFactory(SLMConfig(model="mine"))
+        factory = SLMFactory(configured(model="mine"))
         backbone = Counting("mine")
         factory.register_slm("mine", backbone)
 
@@ -310,7 +310,7 @@ class TestPackagedModules:
         assert factory.reload("research_classifier").pack.version == "better"
 
     def test_a_module_that_cannot_be_loaded_still_has_its_rules(self, packs: Path) -> None:
-        factory = SLMFactory(packs={"research_classifier": packs / "damaged"})
+        factory = SLMFactory(configured(), packs={"research_classifier": packs / "damaged"})
 
         async def main() -> Any:
             own = SLMOrchestrator(factory=factory)
