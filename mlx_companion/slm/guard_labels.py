@@ -39,7 +39,7 @@ _COUNTED_WORDS = """
 """
 _COUNTED = frozenset(_COUNTED_WORDS.split())
 _NUMBER = re.compile(r"\s(?:ONE|TWO|THREE|FOUR|FIVE|SIX|SEVEN|EIGHT|NINE|TEN|[IVX]+)\b")
-_USES = frozenset(["use", "using", "uses", "send", "sends", "via", "issue", "call", "an", "a"])
+_USES = frozenset(["use", "using", "uses", "send", "sends", "via", "call", "an", "a"])
 
 
 def named_here(draft: Draft, start: int, end: int, word: str) -> bool:
