@@ -2,9 +2,9 @@
 
 Voices are generated replies (several instructions and temperatures), the same replies said with
 random habits (`drift_voices`), some topics laid out in a way of their own (`drift_layouts`);
-passages of books; and replies written one by one in sixteen voices. The space is learned on some voices. On
-others, kept apart, pairs of samples are drawn: of one voice whose topics differ between the two
-(these set the thresholds, so that a shift of topic stays below them), and of two voices.
+passages of books; and replies written one by one in sixteen voices. The space is learned on some
+voices. On others, kept apart, pairs of samples are drawn: of one voice whose topics differ between
+the two (these set the thresholds, so that a shift of topic stays below them), and of two voices.
 """
 
 from __future__ import annotations
