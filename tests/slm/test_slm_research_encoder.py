@@ -16,7 +16,7 @@ from mlx_companion.runtime.stop import StopSwitch
 from mlx_companion.slm.backbone import EncoderAdapter
 from mlx_companion.slm.research_encoder import TuneConfig, Tuned, TunedEncoder, tune
 
-CONFIG = TuneConfig(rank=4, layers=2, rate=5e-3, epochs=12, batch=8)
+CONFIG = TuneConfig(rank=4, layers=2, rate=2e-3, epochs=20, batch=8)
 WORDS = ["the", "mayor", "red", "tree", "of", "blue", "who", "is"]
 
 
