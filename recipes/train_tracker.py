@@ -21,6 +21,7 @@ import numpy as np
 from mlx_companion.models import load_encoder
 from mlx_companion.runtime.files import atomic_write_json
 from mlx_companion.runtime.script import needed, script_options, script_work
+from mlx_companion.slm.slang_reader import TermReader
 from mlx_companion.slm.tracker_card import tracker_card
 from mlx_companion.slm.tracker_sources import Sources, encoder_vectors, smoke_vectors
 from mlx_companion.slm.tracker_train import train_tracker
@@ -30,7 +31,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Read, train, and report."""
     options = _options().parse_args(arguments)
     with script_work(options.out):
-        sources = Sources(_data(options), _vectors(options), options.per_source, options.seed)
+        sources = Sources(
+            _data(options),
+            _vectors(options),
+            options.per_source,
+            options.seed,
+            reader=None if options.smoke else TermReader(_encoder(options)),
+        )
         if options.smoke:
             sources = replace(sources, max_steps=2, every=8)
         pack = train_tracker(
@@ -47,8 +54,12 @@ def _data(options: argparse.Namespace) -> Path | None:
 def _vectors(options: argparse.Namespace) -> dict[str, np.ndarray]:
     if options.smoke:
         return smoke_vectors()
+    return encoder_vectors(_encoder(options))
+
+
+def _encoder(options: argparse.Namespace) -> Path:
     given = () if options.encoder is None else (options.encoder,)
-    return encoder_vectors(load_encoder(*given).path)
+    return load_encoder(*given).path
 
 
 def _options() -> argparse.ArgumentParser:

@@ -9,12 +9,16 @@ from the person, with the confidence they were learned with::
     # [{"term": "ngl", "sense": "not going to lie", "confidence": 0.97, "span": [0, 3], ...},
     #  {"term": "fire", "sense": "excellent", ...}]
 
-Without a head (`SlangDetector(lexicon)`) only the unambiguous ones are found: the rules-only form.
+The sense check reads the encoder's states at the word where the encoder is on this disk, and the
+words beside it alone where not. Without a head (`SlangDetector(lexicon)`) only the unambiguous ones
+are found: the rules-only form.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,6 +28,7 @@ from mlx_companion.errors import SLMError
 from mlx_companion.slm.linear import Calibration, LinearHead
 from mlx_companion.slm.packs import Pack
 from mlx_companion.slm.slang_lexicon import Entry, Lexicon, Match
+from mlx_companion.slm.slang_reader import TermReader, find_reader
 from mlx_companion.slm.slang_sense import COLUMNS, Place, dense_row, sparse_row
 from mlx_companion.slm.tracker_words import Token, WordTable, tokens, unstretched
 
@@ -40,7 +45,47 @@ _OWNERS_TEXT = """
     my a an his her your our this that best good old me
 """
 _OWNERS = frozenset(_OWNERS_TEXT.split())
+_AROUND_TEXT = """
+    so too such being that's thats all kinda pretty super hella is was its it's this what a
+    absolute total certified whole be the absolutely few proper
+"""
+_AROUND = frozenset(_AROUND_TEXT.split())
 _MARKS = ",.!?;:)"
+
+
+LIGHT, FULL = "sense", "sense_full"
+
+
+@dataclass(frozen=True)
+class SenseHead:
+    """A sense check.
+
+    Attributes:
+        head: over the blocks of `sense_blocks`.
+        calibration: of its logits.
+        threshold: probability from which an ambiguous term is slang.
+        unpractised: the same for a term that no training sentence shows as slang.
+    """
+
+    head: LinearHead
+    calibration: Calibration
+    threshold: float = 0.5
+    unpractised: float = 0.5
+
+    @classmethod
+    def from_pack(cls, pack: Pack, name: str) -> SenseHead:
+        """The head of a pack by its name, `LIGHT` or `FULL`.
+
+        Raises:
+            SLMError: it has none.
+        """
+        told = pack.settings.get("slang", {}).get(name, {})
+        return cls(
+            LinearHead.from_arrays(pack.arrays, name),
+            Calibration(told.get("slope", 1.0), told.get("offset", 0.0)),
+            told.get("threshold", 0.5),
+            told.get("unpractised", 0.5),
+        )
 
 
 class SlangDetector:
@@ -48,10 +93,10 @@ class SlangDetector:
 
     Args:
         lexicon: the terms.
-        table: known words and vectors; needed by the head.
-        head: of the sense check; without one ambiguous terms are never accepted.
-        calibration: of the head.
-        threshold: probability from which an ambiguous term is slang.
+        table: known words and vectors; needed by the heads.
+        light: reads the words beside a term; without it ambiguous terms are never accepted.
+        full: reads the encoder's states besides.
+        reader: finds the encoder when it is first needed; None where there is none.
     """
 
     def __init__(
@@ -59,29 +104,43 @@ class SlangDetector:
         lexicon: Lexicon,
         *,
         table: WordTable | None = None,
-        head: LinearHead | None = None,
-        calibration: Calibration | None = None,
-        threshold: float = 0.5,
+        light: SenseHead | None = None,
+        full: SenseHead | None = None,
+        reader: Callable[[], TermReader | None] = lambda: None,
     ) -> None:
-        self.lexicon, self.table, self.head = lexicon, table, head
-        self.calibration = calibration or Calibration()
-        self.threshold = threshold
+        self.lexicon, self.table = lexicon, table
+        self._light, self._full = light, full
+        self._find, self._found, self._reader = reader, False, None
+        self._lock = threading.Lock()
 
     @classmethod
-    def from_pack(cls, pack: Pack) -> SlangDetector:
+    def from_pack(cls, pack: Pack, *, use_encoder: bool = True) -> SlangDetector:
         """The detector of a pack.
+
+        Args:
+            pack: of the context tracker.
+            use_encoder: whether the encoder is read where it is on this disk.
 
         Raises:
             SLMError: the pack has no lexicon or no head for it.
         """
-        settings = pack.settings.get("slang", {})
+        sha256 = pack.settings.get("slang", {}).get("encoder")
+        reads = use_encoder and sha256 is not None
         return cls(
             lexicon_of(pack),
             table=WordTable.from_arrays(pack.arrays),
-            head=LinearHead.from_arrays(pack.arrays, "sense"),
-            calibration=Calibration(settings.get("slope", 1.0), settings.get("offset", 0.0)),
-            threshold=settings.get("threshold", 0.5),
+            light=SenseHead.from_pack(pack, LIGHT),
+            full=SenseHead.from_pack(pack, FULL) if reads else None,
+            reader=lambda: find_reader(sha256),
         )
+
+    @property
+    def reader(self) -> TermReader | None:
+        """What reads the encoder; looked for once."""
+        with self._lock:
+            if not self._found and self._full is not None:
+                self._reader, self._found = self._find(), True
+            return self._reader
 
     def detect(self, text: str, learned: Mapping[str, float] | None = None) -> list[dict[str, Any]]:
         """Slang of one message, in order of place.
@@ -96,37 +155,58 @@ class SlangDetector:
         """
         found = tokens(text)
         shouted = text.isupper() and len(text) > 12
-        matches = [m for m in self.lexicon.matches(found) if _allowed(m, found, shouted)]
+        matches = [
+            self._core(m, found) for m in self.lexicon.matches(found) if _allowed(m, found, shouted)
+        ]
         items = [
             _item(m.entry, found, m.first, m.last, SURE if len(m.entry.term) > 2 else _SHORT)
             for m in matches
             if not m.entry.ambiguous
         ]
-        items += self._checked([m for m in matches if m.entry.ambiguous], found)
+        items += self._checked([m for m in matches if m.entry.ambiguous], found, text)
         taken = {at for item in items for at in range(*item["span"])}
         items += self._others(found, taken, learned or {})
         return sorted(items, key=lambda item: item["span"])
 
-    def _checked(self, matches: Sequence[Match], found: Sequence[Token]) -> list[dict[str, Any]]:
-        if self.head is None or self.table is None or not matches:
+    def _core(self, match: Match, found: Sequence[Token]) -> Match:
+        """Of "so extra" or "that's cap" only the word that is slang."""
+        first = match.first
+        while first + 1 < match.last and found[first].low in _AROUND:
+            first += 1
+        if first == match.first or first + 1 != match.last:
+            return match
+        known = self.lexicon.get(found[first].low)
+        return match if known is None else Match(match.entry, first, match.last)
+
+    def _checked(
+        self, matches: Sequence[Match], found: Sequence[Token], text: str
+    ) -> list[dict[str, Any]]:
+        if self._light is None or not matches:
             return []
-        places = [Place(found, m.first, m.last, m.entry.term) for m in matches]
-        shares = self.probabilities(places)
+        places = [Place(found, m.first, m.last, m.entry.term, text) for m in matches]
+        head, shares = self._answer(places)
         return [
             _item(m.entry, found, m.first, m.last, float(share))
             for m, share in zip(matches, shares, strict=True)
-            if share >= self.threshold
+            if share >= (head.unpractised if "x" in m.entry.flags else head.threshold)
         ]
 
     def probabilities(self, places: Sequence[Place]) -> np.ndarray:
-        """Probability (N,) of the slang sense at each place.
+        """Probability (N,) of the slang sense at each place, which knows its text.
 
         Raises:
             SLMError: the detector has no head.
         """
-        if self.head is None or self.table is None:
+        return self._answer(places)[1]
+
+    def _answer(self, places: Sequence[Place]) -> tuple[SenseHead, np.ndarray]:
+        if self._light is None or self.table is None:
             raise SLMError("this detector has no sense check; make it from a pack")
-        return self.calibration(self.head.logits(sense_blocks(places, self.table))[:, 0])
+        head, reader = self._light, self.reader
+        if self._full is not None and reader is not None:
+            head = self._full
+        blocks = sense_blocks(places, self.table, reader if head is self._full else None)
+        return head, head.calibration(head.head.logits(blocks)[:, 0])
 
     def _others(
         self, found: Sequence[Token], taken: set[int], learned: Mapping[str, float]
@@ -156,8 +236,10 @@ def lexicon_of(pack: Pack) -> Lexicon:
         raise SLMError(f"the pack has no lexicon in its rules ({error}); restore it") from error
 
 
-def sense_blocks(places: Sequence[Place], table: WordTable) -> list[Any]:
-    """Feature blocks of places: CSR (N, COLUMNS) and dense (N, DENSE)."""
+def sense_blocks(
+    places: Sequence[Place], table: WordTable, reader: TermReader | None = None
+) -> list[Any]:
+    """Feature blocks of places: CSR (N, COLUMNS), dense (N, DENSE), and what a reader sees."""
     from scipy.sparse import csr_matrix
 
     rows = [sparse_row(place) for place in places]
@@ -166,7 +248,10 @@ def sense_blocks(places: Sequence[Place], table: WordTable) -> list[Any]:
     # Rows of length 1: a long message has no more say than a short one.
     values = np.concatenate([[], *(np.full(len(r), 1 / np.sqrt(max(len(r), 1))) for r in rows)])
     sparse = csr_matrix((values.astype(np.float32), columns, ends), shape=(len(rows), COLUMNS))
-    return [sparse, np.stack([dense_row(place, table) for place in places])]
+    blocks = [sparse, np.stack([dense_row(place, table) for place in places])]
+    if reader is not None:
+        blocks.append(reader.rows([(place.text, place.span, place.term) for place in places]))
+    return blocks
 
 
 def _allowed(match: Match, found: Sequence[Token], shouted: bool) -> bool:
@@ -174,7 +259,9 @@ def _allowed(match: Match, found: Sequence[Token], shouted: bool) -> bool:
     if "C" in flags:
         return token.text.isupper() and not shouted
     if "l" in flags:
-        return (token.text.islower() or shouted) and not _in_abbreviation(match, found)
+        # "Cba" at the start is in small letters too; "Ty" may be a name.
+        small = token.text[match.first == 0 and len(token.text) > 2 :].islower()
+        return (small or shouted) and not _in_abbreviation(match, found)
     return "o" not in flags or _address(match, found)
 
 

@@ -19,7 +19,17 @@ from typing import NamedTuple
 from mlx_companion.errors import SLMError
 from mlx_companion.slm.tracker_words import Token, tokens, unstretched
 
-_FLAGS = frozenset("uaolCvn")
+_FLAGS = frozenset("uaolCvnpx")
+_IRREGULAR = {
+    "blow": "blew blown", "bite": "bit bitten", "catch": "caught", "cut": "", "do": "did done",
+    "drive": "drove", "eat": "ate eaten", "fall": "fell", "freak": "freaked", "get": "got gotten",
+    "give": "gave given", "go": "went gone", "hang": "hung", "have": "had", "hit": "",
+    "hold": "held", "lose": "lost", "make": "made", "put": "",
+    "ride": "rode", "rip": "ripped", "run": "ran",
+    "see": "saw seen", "send": "sent", "shoot": "shot", "sleep": "slept", "slide": "slid",
+    "spill": "spilled spilt", "spin": "spun", "spit": "spat", "stand": "stood", "take": "took",
+    "tear": "tore torn", "throw": "threw thrown", "wind": "wound", "write": "wrote",
+}  # fmt: skip
 _LONGEST = 8
 _VOWELS = "aeiou"
 
@@ -77,6 +87,8 @@ class Lexicon:
             self._words.setdefault(parts[0], entry)
         elif parts:
             self._phrases.setdefault(parts[0], []).append((parts, entry))
+            if all(part.isalnum() for part in parts):
+                self._words.setdefault("-".join(parts), entry)
 
     @classmethod
     def parse(cls, text: str) -> Lexicon:
@@ -90,6 +102,8 @@ class Lexicon:
     def get(self, word: str) -> Entry | None:
         """The entry of one word, in small letters, stretched or not."""
         found = self._words.get(word)
+        if found is None and word.endswith("in'"):
+            found = self._words.get(f"{word[:-1]}g")
         if found is None:
             for plain in unstretched(word):
                 found = found or self._words.get(plain)
@@ -109,13 +123,18 @@ class Lexicon:
     def _phrase(self, found: Sequence[Token], at: int) -> Match | None:
         for parts, entry in self._phrases.get(found[at].low, ()):
             last = at + len(parts)
-            if tuple(token.low for token in found[at:last]) == parts:
+            here = found[at:last]
+            if len(here) == len(parts) and all(map(_is_form, here, parts)):
                 return Match(entry, at, last)
         return None
 
     def _word(self, found: Sequence[Token], at: int) -> Match | None:
         entry = self.get(found[at].low)
         return None if entry is None else Match(entry, at, at + 1)
+
+
+def _is_form(token: Token, part: str) -> bool:
+    return token.low == part or part in unstretched(token.low)
 
 
 def _entries(text: str) -> Iterator[Entry]:
@@ -139,11 +158,25 @@ def _forms(entry: Entry) -> Iterator[str]:
     """The term and, where its flags say so, its other forms."""
     term = entry.term
     yield term
-    if "v" in entry.flags or "n" in entry.flags:
-        yield term + ("es" if term.endswith(("s", "sh", "ch", "x")) else "s")
+    if "n" in entry.flags:
+        yield _with_s(term)
     if "v" in entry.flags:
-        stem = term[:-1] if term.endswith("e") else term + _doubled(term)
-        yield from (f"{stem}ed", f"{stem}ing", f"{stem}in'", f"{stem}in")
+        yield from _inflected(term)
+    if "p" in entry.flags:
+        verb, _, rest = term.partition(" ")
+        yield from (f"{form} {rest}" for form in _inflected(verb))
+
+
+def _with_s(term: str) -> str:
+    return term + ("es" if term.endswith(("s", "sh", "ch", "x")) else "s")
+
+
+def _inflected(verb: str) -> Iterator[str]:
+    yield _with_s(verb)
+    stem = verb[:-1] if verb.endswith("e") else verb + _doubled(verb)
+    yield from (f"{stem}ing", f"{stem}in'", f"{stem}in")
+    irregular = _IRREGULAR.get(verb)
+    yield from [f"{stem}ed"] if irregular is None else irregular.split()
 
 
 def _doubled(term: str) -> str:

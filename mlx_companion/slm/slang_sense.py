@@ -54,6 +54,12 @@ class Place(NamedTuple):
     first: int
     last: int
     term: str
+    text: str = ""
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """Its characters [start, end)."""
+        return self.found[self.first].start, self.found[self.last - 1].end
 
 
 def sparse_row(place: Place) -> np.ndarray:

@@ -9,11 +9,13 @@
 A message is a text, a list of turns, or a dict with `text` or `turns`, and may have `now` (ISO
 8601: what "tomorrow" counts from), `known` (what is known of the person, by key) and
 `conversation`: with such a name the tone is compared with what was said before in it, and new
-terms are counted. Without it `process` keeps nothing. No language model is loaded.
+terms are counted. Without it `process` keeps nothing. No language model is loaded; where a word
+may be slang or not, the lower layers of the sentence encoder read it, if that is on this disk.
 """
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -72,15 +74,21 @@ class ContextTracker(SLMModule[ContextResult]):
     Args:
         pack: a pack, its folder, or None for the one that comes with the package.
         learned: state of `learned_state`, to go on from.
+        use_encoder: whether ambiguous slang is read with the sentence encoder, where that is on
+            this disk; it is opened at the first ambiguous word, and never fetched for this.
     """
 
     name = "context_tracker"
 
     def __init__(
-        self, pack: Pack | str | Path | None = None, *, learned: Mapping[str, Any] | None = None
+        self,
+        pack: Pack | str | Path | None = None,
+        *,
+        learned: Mapping[str, Any] | None = None,
+        use_encoder: bool = True,
     ) -> None:
         self._pack = pack
-        self._learned = learned
+        self._learned, self._use_encoder = learned, use_encoder
         self._parts: _Parts | None = None
         self._tones: OrderedDict[str, ToneState] = OrderedDict()
         self._lock = threading.RLock()
@@ -168,7 +176,7 @@ class ContextTracker(SLMModule[ContextResult]):
         with self._lock:
             if self._parts is None:
                 pack = self._checked_pack()
-                slang = SlangDetector.from_pack(pack)
+                slang = SlangDetector.from_pack(pack, use_encoder=self._use_encoder)
                 table = slang.table
                 if table is None:
                     raise SLMError("the pack has no words; restore it or train it again")
@@ -230,6 +238,7 @@ def _moment(given: Any) -> datetime | None:
         raise DataError(f"'now' is {given!r}; expected ISO 8601", field="now") from error
 
 
+@functools.cache
 def _packaged_lexicon() -> Lexicon:
     # Not from the pack: this is what is left when the pack cannot be read.
     return Lexicon.parse(written("lexicon"))

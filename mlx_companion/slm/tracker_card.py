@@ -11,10 +11,13 @@ _CARD = """# Context tracker
 
 Reads messages of a person: slang in its sense, formality, technical depth, mood, topic. Made by
 `recipes/train_tracker.py --per-source {per_source} --seed {seed}`; the same texts give the same
-pack. No language model is used: the heads are logistic regressions over hashed n-grams, counts of
-style and word vectors of {dimensions} numbers.
+pack. The heads are logistic regressions over hashed n-grams, counts of style and word vectors of
+{dimensions} numbers; `sense_full` reads hidden states of all-MiniLM-L6-v2 besides, which is not in
+the pack.
 
-- `sense`: is an ambiguous word slang here. `formality`: casual to formal. `mood`, `topic`, `depth`.
+- `sense`: is an ambiguous word slang here, by the words around; `sense_full`: with the encoder's
+  layers 3 to 5 at the word, where that encoder is at hand. `formality`: casual to formal. `mood`,
+  `topic`, `depth`.
 - `words`: vectors (input embeddings of all-MiniLM-L6-v2, principal components, int8) and the words
   known besides, by hash. `rules.yaml`: the slang lexicon, whose head says what counts as slang.
 - Not for: languages other than English; judging people. A mood is of the words, not of the person.

@@ -53,17 +53,22 @@ def sense_rows(
     message, so that neither marks nor length tell the sense.
     """
     rows = []
+    for term, label, sentence in _written_senses(every):
+        for text, first in _dressed(sentence, rng, around):
+            place = _place_of(lexicon, text, term, first)
+            if place is not None:
+                rows.append((place, label, term, sentence))
+    return rows
+
+
+def _written_senses(every: int) -> Iterator[tuple[str, int, str]]:
+    """Term, slang or not, sentence."""
     for line in written("senses").splitlines()[::every]:
         if line.startswith("#") or " + " not in line:
             continue
         term, rest = line.split(" + ", 1)
         for label, part in zip((1, 0), rest.split(" - ", 1), strict=True):
-            for sentence in part.split(" / "):
-                for text, first in _dressed(sentence.strip(), rng, around):
-                    place = _place_of(lexicon, text, term, first)
-                    if place is not None:
-                        rows.append((place, label, term, sentence))
-    return rows
+            yield from ((term, label, sentence.strip()) for sentence in part.split(" / "))
 
 
 def _dressed(sentence: str, rng: random.Random, around: Sequence[str]) -> Iterator[tuple[str, int]]:
@@ -71,7 +76,7 @@ def _dressed(sentence: str, rng: random.Random, around: Sequence[str]) -> Iterat
     proper = sentence[0].upper() + sentence[1:]
     proper += rng.choice([".", ".", "!", "?"]) if sentence[-1].isalnum() else ""
     yield rng.choice([sentence.lower(), proper, proper]), 0
-    if around:
+    if around and rng.random() < 0.5:
         other = rng.choice(around)
         before = rng.random() < 0.5
         mark = "" if other[-1:] in ".!?" else rng.choice([".", ",", "..."])
@@ -84,11 +89,11 @@ def _place_of(lexicon: Lexicon, text: str, term: str, first: int) -> Place | Non
         here = found[match.first]
         mine = match.entry.term == term or here.low == term
         if match.entry.ambiguous and mine and here.start >= first:
-            return Place(found, match.first, match.last, match.entry.term)
+            return Place(found, match.first, match.last, match.entry.term, text)
     return None
 
 
-def plain_senses(texts: Texts, lexicon: Lexicon, most: int = 10) -> list[SenseRow]:
+def plain_senses(texts: Texts, lexicon: Lexicon, most: int = 5) -> list[SenseRow]:
     """Ambiguous words of books and commands, where they are hardly ever slang."""
     rows = []
     counts: dict[str, int] = defaultdict(int)
@@ -98,7 +103,7 @@ def plain_senses(texts: Texts, lexicon: Lexicon, most: int = 10) -> list[SenseRo
             term = match.entry.term
             if match.entry.ambiguous and counts[term] < most:
                 counts[term] += 1
-                rows.append((Place(found, match.first, match.last, term), 0, term, text))
+                rows.append((Place(found, match.first, match.last, term, text), 0, term, text))
     return rows
 
 
@@ -119,7 +124,16 @@ def formality_rows(texts: Texts) -> list[FormalRow]:
         rows += _pair(loose, fixed, "queries", query, rng)
     for sentence in texts.narration:
         rows += _pair(casual(sentence, rng), sentence, "narration", sentence, rng)
-    return rows
+    return rows + list(everyday_rows(texts.every))
+
+
+def everyday_rows(every: int = 1) -> Iterator[FormalRow]:
+    """Plain sentences of everyday talk with capitals and marks: casual, though nothing shows it.
+
+    They are the sense check's, so most hold no slang. Without them whatever is neat looks formal.
+    """
+    for _, _, sentence in _written_senses(every):
+        yield neatly(sentence), 0, "everyday", sentence
 
 
 def _pair(

@@ -23,6 +23,7 @@ from typing import TypeVar
 import numpy as np
 
 from mlx_companion.errors import DataError
+from mlx_companion.slm.slang_reader import TermReader
 from mlx_companion.slm.tracker_texts import written
 from mlx_companion.slm.tracker_words import DIMENSIONS, tokens
 
@@ -57,6 +58,7 @@ class Sources:
         seed: of every draw.
         max_steps: of every head.
         every: of so many written terms one is trained on; more than 1 only to try things out.
+        reader: of the encoder; without one the sense check gets its light head alone.
     """
 
     data: Path | None
@@ -65,6 +67,7 @@ class Sources:
     seed: int = 0
     max_steps: int = 200
     every: int = 1
+    reader: TermReader | None = None
 
 
 def encoder_vectors(folder: str | Path, dimensions: int = 64) -> dict[str, np.ndarray]:
@@ -108,6 +111,7 @@ class Texts:
         max_steps: of every head.
         rng: every later draw comes from it.
         every: of so many written terms one is used.
+        reader: of the encoder.
     """
 
     comments: list[str]
@@ -118,6 +122,7 @@ class Texts:
     max_steps: int
     rng: random.Random
     every: int = 1
+    reader: TermReader | None = None
 
     @classmethod
     def read(cls, sources: Sources) -> Texts:
@@ -127,7 +132,8 @@ class Texts:
             DataError: one is missing.
         """
         rng = random.Random(sources.seed)
-        found = cls([], [], [], [], _own_words(), sources.max_steps, rng, sources.every)
+        found = cls([], [], [], [], _own_words(), sources.max_steps, rng)
+        found.every, found.reader = sources.every, sources.reader
         if sources.data is None:
             found.moods = [(f"so {w} today", "happy") for w in _GLAD.split()]
             found.moods += [(f"i feel {w}", "sad") for w in _LOW.split()]

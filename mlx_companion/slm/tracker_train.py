@@ -18,13 +18,14 @@ from mlx_companion.slm.formality import formality_blocks
 from mlx_companion.slm.linear import (
     Calibration,
     LinearHead,
+    Storage,
     fit_logistic,
     fit_platt,
     out_of_fold,
     softmax,
 )
 from mlx_companion.slm.packs import Pack, save_pack
-from mlx_companion.slm.slang import sense_blocks
+from mlx_companion.slm.slang import FULL, LIGHT, sense_blocks
 from mlx_companion.slm.slang_lexicon import Lexicon
 from mlx_companion.slm.tracker_heads import context_blocks
 from mlx_companion.slm.tracker_rows import (
@@ -40,7 +41,16 @@ from mlx_companion.slm.tracker_words import WordTable, tokens, word_hash
 
 Trained = tuple[dict[str, np.ndarray], dict[str, Any], dict[str, Any]]
 # From here an ambiguous word counts as slang: of written sentences not seen, nine in ten are right.
-_SENSE_THRESHOLD = 0.65
+_SENSE_THRESHOLDS = {
+    LIGHT: {"threshold": 0.65, "unpractised": 0.75},
+    FULL: {"threshold": 0.55, "unpractised": 0.7},
+}
+_SENSE_PENALTIES = {LIGHT: [1e-4, 1e-2], FULL: [1e-4, 5e-2, 1e-1]}
+# More change nothing that can be measured.
+_SENSE_STEPS = 60
+_SENSE_STORAGE: list[Storage] = ["int8", "float32", "float16"]
+# Words in books and commands are plain more often than in what people write to each other.
+_PLAIN_WEIGHT = 0.5
 
 
 def train_tracker(
@@ -104,23 +114,41 @@ def _train_sense(texts: Texts, lexicon: Lexicon, table: WordTable) -> Trained:
     rows = sense_rows(lexicon, texts.rng, around[:3000], texts.every)
     own = len(rows)
     rows += plain_senses(texts, lexicon)
-    blocks = sense_blocks([row[0] for row in rows], table)
     labels = np.array([row[1] for row in rows])
-    weights = np.where(np.arange(len(rows)) < own, 1.0, 0.5)
-    options = _options(texts, weights, [1e-4, 1e-2])
-    unseen = {
-        "sentences": out_of_fold(blocks, labels, _folds([r[3] for r in rows]), **options)[:, 0],
-        "terms": out_of_fold(blocks, labels, _folds([r[2] for r in rows]), **options)[:, 0],
+    weights = np.where(np.arange(len(rows)) < own, 1.0, _PLAIN_WEIGHT)
+    folds = {
+        "sentences": _folds([row[3] for row in rows], 3),
+        "terms": _folds([row[2] for row in rows], 3),
     }
-    calibration = fit_platt(unseen["sentences"], labels, weights)
-    head = fit_logistic(blocks, labels, **options)
+    reader = texts.reader
+    blocks = sense_blocks([row[0] for row in rows], table, reader)
+    arrays: dict[str, np.ndarray] = {}
+    settings: dict[str, Any] = {}
     metrics: dict[str, Any] = {"rows": own, "plain_rows": len(rows) - own}
-    for name, logits in unseen.items():
-        metrics[f"unseen_{name}"] = _right(
-            calibration(logits)[:own], labels[:own], _SENSE_THRESHOLD
-        )
-    settings = _sigmoid_of(calibration) | {"threshold": _SENSE_THRESHOLD}
-    return head.to_arrays("sense", ["int8", "float32"]), settings, metrics
+    for name, penalties in _SENSE_PENALTIES.items():
+        if len(penalties) > len(blocks):
+            continue
+        options = _options(texts, weights, penalties)
+        options["max_steps"] = min(texts.max_steps, _SENSE_STEPS)
+        read = blocks[: len(penalties)]
+        unseen = {
+            kind: out_of_fold(read, labels, fold, **options)[:, 0] for kind, fold in folds.items()
+        }
+        calibration = fit_platt(unseen["sentences"], labels, weights)
+        head = fit_logistic(read, labels, **options)
+        arrays |= head.to_arrays(name, _SENSE_STORAGE[: len(read)])
+        settings[name] = _sigmoid_of(calibration) | _SENSE_THRESHOLDS[name]
+        metrics[name] = {
+            f"unseen_{kind}": _right(
+                calibration(logits)[:own],
+                labels[:own],
+                _SENSE_THRESHOLDS[name]["threshold" if kind == "sentences" else "unpractised"],
+            )
+            for kind, logits in unseen.items()
+        }
+    if reader is not None:
+        settings["encoder"] = reader.sha256
+    return arrays, settings, metrics
 
 
 def _ambiguous(lexicon: Lexicon, text: str) -> Iterator[bool]:
@@ -158,7 +186,8 @@ def _train_formality(texts: Texts, lexicon: Lexicon, table: WordTable) -> Traine
     metrics: dict[str, Any] = {"rows": len(rows)}
     metrics["unseen_contents"] = _right(calibration(logits), labels, 0.5)
     kinds = {str(name): at for at, name in enumerate(sorted(set(names)))}
-    if len(kinds) > 1:
+    # Without a second generator of both registers nothing is left to learn from.
+    if sum(len(set(labels[names == name])) > 1 for name in kinds) > 1:
         folds = np.array([kinds[name] for name in names])
         left_out = out_of_fold(blocks, labels, folds, **options)[:, 0]
         metrics["generator_left_out"] = {
