@@ -410,8 +410,11 @@ class Companion:
     async def _watch(self, turn: Turn, said: str, trace: Trace) -> None:
         with trace.step("watch", said) as step:
             await self._modules.watch(said, turn.prompt, step)
-            pictures = self._modules.orchestrator.status()
-            await asyncio.to_thread(self._presence.tell, self.served.version_id, pictures)
+            await asyncio.to_thread(self._remember_watching)
+
+    def _remember_watching(self) -> None:
+        self._modules.keep()
+        self._presence.tell(self.served.version_id, self._modules.orchestrator.status())
 
     def _turn(self) -> asyncio.Lock:
         """One lock per event loop: `chat_sync` runs each reply in a loop of its own."""

@@ -121,7 +121,8 @@ class Modules:
 
     async def watch(self, response: str, user: str, step: TraceStep) -> None:
         """Let the drift monitor see a reply, and store where it stands."""
-        item = {"response": response, "user": user, "responses": [response], "text": user}
+        # The last two are for those that judge one exchange by itself: rules, and shadow runs.
+        item = {"response": response, "user": user, "responses": [response], "messages": [user]}
         result: DriftResult | None = (await self._run({DRIFT: item}, step)).result(DRIFT)
         if result is None:
             return

@@ -49,6 +49,17 @@ def test_the_modules_are_seen_after_each_reply(store: Store) -> None:
     assert running(store) is None
 
 
+def test_all_four_leave_traffic_for_shadow_runs(store: Store) -> None:
+    with world.companion(store) as companion:
+        for _ in range(3):
+            companion.chat_sync("hello")
+    assert {name: len(store.traffic.recent(name)) for name in world.WORK} == {
+        name: 3 for name in world.WORK
+    }
+    (item, *_) = (one.input for one in store.traffic.recent("drift_monitor"))
+    assert (item["responses"], item["messages"]) == (["You said: hello."], ["hello"])
+
+
 def test_faults_are_seen_and_forgotten(store: Store) -> None:
     def fails(item: Any) -> Any:
         raise RuntimeError(SECRET)

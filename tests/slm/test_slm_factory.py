@@ -33,9 +33,10 @@ from mlx_companion.slm import factory as factory_module
 from mlx_companion.slm.backbone import BaseSLMAdapter, LanguageModelAdapter, shared_backbone
 from mlx_companion.slm.config import SLMConfig
 from mlx_companion.slm.factory import SLMFactory
-from mlx_companion.slm.module import SLMModule
+from mlx_companion.slm.module import MODULES, SLMModule
 from mlx_companion.slm.orchestrator import SLMOrchestrator
-from mlx_companion.slm.packs import Pack, save_pack
+from mlx_companion.slm.packs import Pack, load_pack, save_pack
+from mlx_companion.slm.packs import packaged as shipped_pack
 from mlx_companion.slm.results import ResearchResult
 from mlx_companion.slm.slms import SLMS
 from mlx_companion.slm.views import AdaptedBackbone, CpuBackbone
@@ -336,6 +337,13 @@ class TestPackagedModules:
         assert isinstance(built.backbone, CpuBackbone)
         plain = LanguageModelAdapter(model).features(["hello"])
         np.testing.assert_allclose(built.backbone.features(["hello"]), plain, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_module_takes_a_pack_or_its_folder(name: str) -> None:
+    folder, cls = shipped_pack(name), factory_module.module_class(name)
+    versions = {cls(pack=one).version for one in (folder, str(folder), load_pack(folder), None)}
+    assert versions == {load_pack(folder, name).version}
 
 
 def test_a_module_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,6 +39,7 @@ LAYERS = [
         "cli_quant",
         "cli_runs",
         "cli_slm",
+        "cli_slm_versions",
         "cli_sou",
         "cli_talk",
     },
