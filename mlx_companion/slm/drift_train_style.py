@@ -65,8 +65,8 @@ class StyleTraining:
     layouts: float = 0.4
     dimensions: int = 20
     topic_weight: float = 4.0
-    pairs: int = 300
-    level: float = 0.01
+    pairs: int = 1200
+    level: float = 0.015
     seed: int = 0
 
 
@@ -85,8 +85,12 @@ def read_replies() -> list[SpokenReply]:
 
 
 def read_voices() -> list[SpokenReply]:
-    """Written replies that come with the package: sixteen voices, thirty replies of each."""
-    return _spoken("voices.jsonl")
+    """Written replies that come with the package: sixteen voices, thirty replies of each.
+
+    Each is about something else; five in a row count as one topic.
+    """
+    said = _spoken("voices.jsonl")
+    return [SpokenReply(one.voice, str(at // 5), one.text) for at, one in enumerate(said)]
 
 
 def _spoken(name: str) -> list[SpokenReply]:
@@ -137,7 +141,7 @@ def train_style(config: StyleTraining, prose: Sequence[SpokenReply] = ()) -> Tra
         config: settings.
         prose: further voices; see `read_prose`.
     """
-    spoken = _for_occasions(_voices(config) + list(prose), config) + read_voices()
+    spoken = _for_occasions([*_voices(config), *read_voices(), *prose], config)
     features = style_matrix([one.text for one in spoken])
     voices = sorted({one.voice for one in spoken})
     kept = set(random.Random(config.seed).sample(voices, max(2, len(voices) // 3)))
