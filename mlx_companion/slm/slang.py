@@ -110,7 +110,8 @@ class SlangDetector:
     ) -> None:
         self.lexicon, self.table = lexicon, table
         self._light, self._full = light, full
-        self._find, self._found, self._reader = reader, False, None
+        self._find, self._found = reader, False
+        self._reader: TermReader | None = None
         self._lock = threading.Lock()
 
     @classmethod

@@ -93,7 +93,7 @@ def _place_of(lexicon: Lexicon, text: str, term: str, first: int) -> Place | Non
     return None
 
 
-def plain_senses(texts: Texts, lexicon: Lexicon, most: int = 5) -> list[SenseRow]:
+def plain_senses(texts: Texts, lexicon: Lexicon, most: int = 10) -> list[SenseRow]:
     """Ambiguous words of books and commands, where they are hardly ever slang."""
     rows = []
     counts: dict[str, int] = defaultdict(int)

@@ -40,10 +40,10 @@ from mlx_companion.slm.tracker_texts import written
 from mlx_companion.slm.tracker_words import WordTable, tokens, word_hash
 
 Trained = tuple[dict[str, np.ndarray], dict[str, Any], dict[str, Any]]
-# From here an ambiguous word counts as slang: of written sentences not seen, nine in ten are right.
+# From here an ambiguous word counts as slang: of what is found, nine in ten are to be right.
 _SENSE_THRESHOLDS = {
-    LIGHT: {"threshold": 0.65, "unpractised": 0.75},
-    FULL: {"threshold": 0.55, "unpractised": 0.7},
+    LIGHT: {"threshold": 0.65, "unpractised": 0.8},
+    FULL: {"threshold": 0.8, "unpractised": 0.88},
 }
 _SENSE_PENALTIES = {LIGHT: [1e-4, 1e-2], FULL: [1e-4, 5e-2, 1e-1]}
 # More change nothing that can be measured.

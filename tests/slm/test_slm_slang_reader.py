@@ -14,6 +14,8 @@ from tiny import tiny_bert
 from mlx_companion.errors import SLMError
 from mlx_companion.models import load_encoder
 from mlx_companion.slm import slang_reader
+from mlx_companion.slm.packs import load_pack, packaged
+from mlx_companion.slm.slang import SlangDetector
 from mlx_companion.slm.slang_reader import LAYERS, TermReader, find_reader
 
 TEXT = "the cat sat on the mat and the dog ran"
@@ -117,3 +119,24 @@ def test_another_encoder_than_the_heads_is_not_used(
     assert find_reader(found.sha256) is found
     assert find_reader("0" * 64) is None
     slang_reader._reader_at.cache_clear()
+
+
+@pytest.mark.real_model
+def test_the_packs_head_fits_the_default_encoder(real_cache: Path) -> None:
+    load_encoder()
+    detector = SlangDetector.from_pack(load_pack(packaged("context_tracker"), "context_tracker"))
+    assert detector.reader is not None
+    texts = ["this song is fire", "the house is on fire", "why you so salty", "the sea is salty"]
+    found = [[one["term"] for one in detector.detect(text)] for text in texts]
+    assert found == [["fire"], [], ["salty"], []]
+
+
+def test_without_the_encoder_the_words_beside_decide() -> None:
+    pack = load_pack(packaged("context_tracker"), "context_tracker")
+    for detector in (
+        SlangDetector.from_pack(pack),
+        SlangDetector.from_pack(pack, use_encoder=False),
+    ):
+        assert detector.reader is None
+        assert [one["term"] for one in detector.detect("this song is fire")] == ["fire"]
+        assert detector.detect("the house is on fire") == []
