@@ -42,8 +42,19 @@ def rows(name: str) -> list[Row]:
 
 
 def research(batch: Batch) -> dict[str, Any]:
-    """The research classifier."""
-    gold = rows("queries")
+    """The research classifier over both of its sets."""
+    second = _research(batch, "queries_second")
+    return _research(batch, "queries") | _named(
+        "second set", second, ("needs research", "surest", "calibration")
+    )
+
+
+def _named(what: str, figures: Mapping[str, Any], kept: Sequence[str]) -> dict[str, Any]:
+    return {f"{what}, {name}": figures[name] for name in kept}
+
+
+def _research(batch: Batch, name: str) -> dict[str, Any]:
+    gold = rows(name)
     results = batch([row["query"] for row in gold])
     need = [row["needs_research"] for row in gold]
     said = [result.needs_research for result in results]
@@ -59,9 +70,12 @@ def research(batch: Batch) -> dict[str, Any]:
 
 
 def guard(batch: Batch) -> dict[str, Any]:
-    """The personality guard over both of its sets."""
-    second = _guard(batch, "responses_second")
-    return _guard(batch, "responses") | {f"second set, {what}": one for what, one in second.items()}
+    """The personality guard over its three sets."""
+    figures = _guard(batch, "responses")
+    for what, name in (("second set", "responses_second"), ("third set", "responses_third")):
+        more = _guard(batch, name)
+        figures |= _named(what, more, tuple(more))
+    return figures
 
 
 def _guard(batch: Batch, name: str) -> dict[str, Any]:
@@ -115,15 +129,22 @@ def fixed_parts(text: str) -> list[str]:
 
 
 def tracker(batch: Batch) -> dict[str, Any]:
-    """The context tracker: slang, register, depth."""
+    """The context tracker over both of its sets; depth over the first."""
     gold = rows("messages")
     results = batch([row["text"] for row in gold])
+    more = rows("messages_second")
+    second = _register(more, batch([row["text"] for row in more]))
+    return (
+        _register(gold, results)
+        | _depth(gold, results)
+        | _named("second set", second, ("slang", "formal", "calibration"))
+    )
+
+
+def _register(gold: Sequence[Row], results: Sequence[Any]) -> dict[str, Any]:
     slang = [_slang(row, result) for row, result in _pairs(gold, results)]
     formal = [row["formality"] == "formal" for row in gold]
     level = [result.formality_level for result in results]
-    depth = [DEPTHS[row["technical"]] for row in gold]
-    given = [result.technical_depth for result in results]
-    thirds = sum(min(int(value * 3), 2) == label for value, label in zip(given, depth, strict=True))
     return {
         "slang": counts(slang),
         "messages without slang": binary(
@@ -132,6 +153,14 @@ def tracker(batch: Batch) -> dict[str, Any]:
         "formal": binary(formal, [value >= 0.5 for value in level]),
         "calibration": calibration(formal, level),
         "formality order": concordance([int(one) for one in formal], level),
+    }
+
+
+def _depth(gold: Sequence[Row], results: Sequence[Any]) -> dict[str, Any]:
+    depth = [DEPTHS[row["technical"]] for row in gold]
+    given = [result.technical_depth for result in results]
+    thirds = sum(min(int(value * 3), 2) == label for value, label in zip(given, depth, strict=True))
+    return {
         "technical depth in thirds": share(thirds, len(gold)),
         "technical depth order": concordance(depth, given),
     }
@@ -158,13 +187,14 @@ def drift(batch: Batch) -> dict[str, Any]:
         if row["drift_type"] == "tone" and len(row["responses"]) <= 24
     ]
     figures["tone found, 24 replies at most"] = share(sum(within), len(within))
-    return figures | _attachment(batch)
+    second = _attachment(batch, "attachment_second")
+    return figures | _attachment(batch, "attachment") | _named("second set", second, tuple(second))
 
 
-def _attachment(batch: Batch) -> dict[str, Any]:
+def _attachment(batch: Batch, name: str) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     for role in ("user", "assistant"):
-        gold = [row for row in rows("attachment") if row["role"] == role]
+        gold = [row for row in rows(name) if row["role"] == role]
         items = [_attachment_input(row) for row in gold]
         results = [batch([item])[0] for item in items]
         value = [getattr(result, f"{role}_attachment") for result in results]

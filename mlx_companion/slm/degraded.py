@@ -23,7 +23,7 @@ from mlx_companion.slm.research_factors import CUTOFF
 # No head without weights; the figures that the classifier's rules go by are low ones.
 _PLAIN: dict[str, dict[str, Any]] = {
     "research_classifier": {
-        "calibration": {},
+        "heads": {},
         "ngrams": {},
         "cutoff": CUTOFF,
         "table_precision": {"research": 0.7, "answer": 0.7, "none": 0.5},

@@ -32,6 +32,7 @@ from mlx_companion.slm.drift_train_style import (
     read_comments,
     read_prose,
     read_replies,
+    read_voices,
     train_style,
 )
 from mlx_companion.slm.linear import Calibration, Storage, fit_logistic, fit_platt, out_of_fold
@@ -85,8 +86,9 @@ class DriftTraining:
     Args:
         readings: variants made of each hand-written line.
         comments: Reddit comments taken as harmless ones.
-        every_reply: one in so many of the generated replies is taken as a harmless one.
-        comment_weight: how much a comment or a generated reply counts beside a written line.
+        every_reply: one in so many of the generated replies is taken as a harmless one; all of
+            the written voices are.
+        comment_weight: how much a comment or a reply of a voice counts beside a written line.
         ngram_penalty, backbone_penalty, encoder_penalty: of the full heads.
         plain_penalty: of the heads over n-grams alone.
         style: see `StyleTraining`.
@@ -104,7 +106,7 @@ class DriftTraining:
     plain_penalty: float = 3e-5
     style: StyleTraining = field(default_factory=StyleTraining)
     seed: int = 0
-    version: str = "3"
+    version: str = "4"
 
     def __post_init__(self) -> None:
         if self.readings < 1:
@@ -210,7 +212,8 @@ def head_rows(name: str, config: DriftTraining, comments: Sequence[str] = ()) ->
     own = len(texts)
     others = list(comments[: config.comments])
     if name in _OF_REPLIES:
-        others += [reply.text for reply in read_replies()[:: config.every_reply]]
+        spoken = [*read_replies()[:: config.every_reply], *read_voices()]
+        others += [reply.text for reply in spoken]
     texts += others
     labels += [0] * len(others)
     last = max(lines)

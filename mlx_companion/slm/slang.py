@@ -47,9 +47,11 @@ _OWNERS_TEXT = """
 _OWNERS = frozenset(_OWNERS_TEXT.split())
 _AROUND_TEXT = """
     so too such being that's thats all kinda pretty super hella is was its it's this what a
-    absolute total certified whole be the absolutely few proper
+    absolute total certified whole be the absolutely few proper you're he's she's
+    got get gets getting feel feels feeling felt some bit of
 """
 _AROUND = frozenset(_AROUND_TEXT.split())
+_AFTER = frozenset("for with at to me him her them us mate lad lads tho though".split())
 _MARKS = ",.!?;:)"
 
 
@@ -170,14 +172,17 @@ class SlangDetector:
         return sorted(items, key=lambda item: item["span"])
 
     def _core(self, match: Match, found: Sequence[Token]) -> Match:
-        """Of "so extra" or "that's cap" only the word that is slang."""
-        first = match.first
-        while first + 1 < match.last and found[first].low in _AROUND:
+        """Of "so extra", "felt crook" or "buzzing for" only what is slang by itself."""
+        first, last = match.first, match.last
+        while first + 1 < last and found[first].low in _AROUND:
             first += 1
-        if first == match.first or first + 1 != match.last:
-            return match
-        known = self.lexicon.get(found[first].low)
-        return match if known is None else Match(match.entry, first, match.last)
+        while first + 1 < last and found[last - 1].low in _AFTER:
+            last -= 1
+        for start, end in ((first, last), (first, match.last), (match.first, last)):
+            said = " ".join(token.low for token in found[start:end])
+            if end - start < match.last - match.first and self.lexicon.get(said) is not None:
+                return Match(match.entry, start, end)
+        return match
 
     def _checked(
         self, matches: Sequence[Match], found: Sequence[Token], text: str

@@ -23,14 +23,18 @@ VIOLATIONS = {
 DRIFTS = {"tone", "over_attachment", "repetition", "boundary", "anomaly"}
 AT_LEAST = {
     "queries": 240,
+    "queries_second": 200,
     "responses": 320,
     "responses_second": 100,
+    "responses_third": 200,
     "messages": 220,
+    "messages_second": 100,
     "attachment": 200,
+    "attachment_second": 150,
     "histories": 100,
     "voices": 480,
 }
-TEXT_FIELD = {"queries": "query"}
+TEXT_FIELD = {"queries": "query", "queries_second": "query"}
 
 
 def rows(name: str) -> list[dict[str, Any]]:
@@ -68,13 +72,14 @@ def test_both_labels_in_every_style_of_query() -> None:
     assert 0.45 < share < 0.55
 
 
-def test_queries_have_these_fields_only() -> None:
+@pytest.mark.parametrize("name", ["queries", "queries_second"])
+def test_queries_have_these_fields_only(name: str) -> None:
     fields = {"query", "needs_research", "category", "style"}
-    assert all(set(one) == fields for one in rows("queries"))
-    assert all(isinstance(one["needs_research"], bool) for one in rows("queries"))
+    assert all(set(one) == fields for one in rows(name))
+    assert all(isinstance(one["needs_research"], bool) for one in rows(name))
 
 
-@pytest.mark.parametrize("name", ["responses", "responses_second"])
+@pytest.mark.parametrize("name", ["responses", "responses_second", "responses_third"])
 def test_spans_occur_in_their_reply_and_agree_with_its_violations(name: str) -> None:
     for one in rows(name):
         assert {span["violation"] for span in one["spans"]} == set(one["violations"])
@@ -102,12 +107,13 @@ def test_exclamation_marks_are_there_where_labelled() -> None:
     assert all(one["text"].count("!") >= 2 for one in marked)
 
 
-def test_slang_terms_occur_in_their_message() -> None:
-    for one in rows("messages"):
+@pytest.mark.parametrize("name", ["messages", "messages_second"])
+def test_slang_terms_occur_in_their_message(name: str) -> None:
+    for one in rows(name):
         assert all(slang["term"].lower() in one["text"].lower() for slang in one["slang"])
         assert all(slang["sense"] for slang in one["slang"])
         assert one["formality"] in ("formal", "informal")
-        assert one["technical"] in ("low", "medium", "high")
+    assert all(one["technical"] in ("low", "medium", "high") for one in rows("messages"))
 
 
 def test_messages_have_every_kind() -> None:
@@ -125,8 +131,9 @@ def test_ambiguous_slang_stands_in_both_senses() -> None:
     assert len(both) >= 20
 
 
-def test_attachment_has_both_labels_for_both_roles() -> None:
-    seen = Counter((one["role"], one["attachment"]) for one in rows("attachment"))
+@pytest.mark.parametrize("name", ["attachment", "attachment_second"])
+def test_attachment_has_both_labels_for_both_roles(name: str) -> None:
+    seen = Counter((one["role"], one["attachment"]) for one in rows(name))
     assert set(seen) == {(r, label) for r in ("user", "assistant") for label in (True, False)}
     assert min(seen.values()) >= 35
 
