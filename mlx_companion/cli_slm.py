@@ -77,6 +77,7 @@ def run(
 
     with make_console(stderr=True).status("loading"):
         built = factory.get_module(module)
+        built.prepare()
     with _counted("lines") as progress:
         done = run_file(built, source, out, batch_size=batch_size, progress=progress)
     _tell(done, out)

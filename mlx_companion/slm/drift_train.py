@@ -17,7 +17,7 @@ import json
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,9 @@ _FILES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 _WRITTEN = {"user": "attached_user", "assistant": "attached_assistant", "boundary": "boundary"}
 # Heads that read replies of the assistant, for which generated replies are harmless examples.
 _OF_REPLIES = ("assistant", "boundary", "hostile")
+# Half of the rows are what a head looks for. An assistant clings seldom: its log odds are lowered
+# by so much, which costs nothing on unseen lines and spares ordinary replies.
+_RARER = {"assistant": 0.5}
 _FOLDS = 4
 _STEPS = 120
 _CARD = """# Drift monitor
@@ -270,7 +273,8 @@ def _train_head(
             "max_steps": _STEPS,
         }
         unseen = out_of_fold(blocks, rows.labels, rows.lines % _FOLDS, **options)[:, 0]
-        calibration = fit_platt(unseen, rows.labels, rows.weights)
+        fitted = fit_platt(unseen, rows.labels, rows.weights)
+        calibration = replace(fitted, offset=fitted.offset - _RARER.get(name, 0.0))
         head = fit_logistic(blocks, rows.labels, **options)
         storage: list[Storage] = ["int8", "float16", "float16"]
         arrays |= head.to_arrays(f"{name}.{kind}", storage[: len(blocks)])

@@ -48,5 +48,8 @@ class SLMModule(ABC, Generic[Result]):
         """The answer of rules alone; None when there is none (the module then fails open)."""
         return None
 
+    def prepare(self) -> None:
+        """Fetch what helps and can be done without; the lack of it is no error."""
+
     def close(self) -> None:
         """Let go of what the module holds."""

@@ -51,7 +51,10 @@ _AROUND_TEXT = """
     got get gets getting feel feels feeling felt some bit of
 """
 _AROUND = frozenset(_AROUND_TEXT.split())
-_AFTER = frozenset("for with at to me him her them us mate lad lads tho though".split())
+_AFTER_TEXT = """
+    for with at to me him her them us mate lad lads tho though
+"""
+_AFTER = frozenset(_AFTER_TEXT.split())
 _MARKS = ",.!?;:)"
 
 

@@ -24,7 +24,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mlx_companion.errors import DataError, SLMError
+from mlx_companion.errors import CompanionError, DataError, SLMError
+from mlx_companion.runtime.logs import get_logger
 from mlx_companion.slm.formality import FormalityScorer, rule_score
 from mlx_companion.slm.module import SLMModule
 from mlx_companion.slm.packs import Pack, load_pack, packaged
@@ -38,6 +39,7 @@ from mlx_companion.slm.tracker_time import part_of_day, time_markers
 from mlx_companion.slm.tracker_tone import ToneState, tone_shift, warmth
 from mlx_companion.slm.tracker_updates import find_updates
 
+_log = get_logger(__name__)
 _MOST_CONVERSATIONS = 256
 _LONGEST = 20_000
 
@@ -105,6 +107,18 @@ class ContextTracker(SLMModule[ContextResult]):
             SLMError: it is missing or damaged.
         """
         self._loaded()
+
+    def prepare(self) -> None:
+        """Fetch the sentence encoder, so that ambiguous slang is read with it."""
+        from mlx_companion.models.fetch import fetch
+        from mlx_companion.models.registry import DEFAULT_ENCODER
+
+        if not self._use_encoder:
+            return
+        try:
+            fetch(DEFAULT_ENCODER)
+        except CompanionError as error:
+            _log.warning("the sense check goes without the encoder: %s", error)
 
     def process_batch(self, items: Sequence[Any]) -> list[ContextResult]:
         """Read messages, in order.

@@ -79,6 +79,17 @@ def test_each_module_reads_its_field_and_each_line_comes_out_with_its_result(
     assert "2 lines" in done.stderr
 
 
+def test_a_module_is_prepared_before_its_lines(
+    run: Run, modules: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker, seen = modules["context_tracker"], []
+    monkeypatch.setattr(tracker, "prepare", lambda: seen.append(len(tracker.seen)))
+    source = write(tmp_path / "x.jsonl", [{"text": "lol"}])
+    words = ("slm", "run", "context_tracker", "--in", source, "--out", tmp_path / "y.jsonl")
+    assert run(*words).exit_code == 0
+    assert seen == [0]
+
+
 def test_batches_keep_the_order(run: Run, modules: Any, tmp_path: Path) -> None:
     rows = [{"text": f"message {i}", "i": i} for i in range(77)]
     source, out = write(tmp_path / "x.jsonl", rows), tmp_path / "y.jsonl"

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from tiny import tiny_bert
 
-from mlx_companion.errors import SLMError
+from mlx_companion.errors import DownloadError, SLMError
 from mlx_companion.models import load_encoder
 from mlx_companion.slm import slang_reader
 from mlx_companion.slm.packs import load_pack, packaged
 from mlx_companion.slm.slang import SlangDetector
 from mlx_companion.slm.slang_reader import LAYERS, TermReader, find_reader
+from mlx_companion.slm.tracker import ContextTracker
 
 TEXT = "the cat sat on the mat and the dog ran"
 
@@ -140,3 +141,23 @@ def test_without_the_encoder_the_words_beside_decide() -> None:
         assert detector.reader is None
         assert [one["term"] for one in detector.detect("this song is fire")] == ["fire"]
         assert detector.detect("the house is on fire") == []
+
+
+def test_the_encoder_is_fetched_when_asked_and_its_lack_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = []
+
+    def offline(name: str) -> Path:
+        asked.append(name)
+        raise DownloadError("no network")
+
+    monkeypatch.setattr("mlx_companion.models.fetch.fetch", offline)
+    tracker = ContextTracker()
+    tracker.process("this song is fire ngl")
+    ContextTracker(use_encoder=False).prepare()
+    assert asked == []
+    tracker.prepare()
+    assert len(asked) == 1
+    assert "no network" in caplog.text
+    assert [one["term"] for one in tracker.process("ngl i am tired").slang_detected] == ["ngl"]
