@@ -34,6 +34,7 @@ _COMPANIONS = ("libquadmath", "libgfortran", "libgomp")
 _THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
 _WAIT_VARIABLE = "OMP_WAIT_POLICY"
 _CORE_VARIABLE = "OPENBLAS_CORETYPE"
+_SPIN_VARIABLE, _SPIN = "OPENBLAS_THREAD_TIMEOUT", "20"
 # OpenBLAS's kernels by what a processor must offer for them, best first.
 _KERNELS = (
     ("SKYLAKEX", {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"}),
@@ -149,6 +150,10 @@ def _load_first(candidates: Iterable[str]) -> BlasInfo:
 
 def _load(path: str) -> bool:
     """Load one library for everyone; False when it is absent or offers no plain cblas_sgemm."""
+    # NumPy's OpenBLAS, which reads this when NumPy is imported, spins for 2^26 cycles after a
+    # product, which is most of what MLX's needs the core for: a query of the research classifier
+    # took 40 ms, one in ten 99; with 2^20 cycles it takes 32 and 41.
+    os.environ.setdefault(_SPIN_VARIABLE, _SPIN)
     try:
         _load_companions(Path(path).parent)
         with _widest_kernels():

@@ -229,3 +229,20 @@ def test_kernels_are_chosen_only_while_loading(monkeypatch: pytest.MonkeyPatch) 
     with blas._widest_kernels():
         assert os.environ["OPENBLAS_CORETYPE"] == "HASWELL"
     assert "OPENBLAS_CORETYPE" not in os.environ
+
+
+@pytest.mark.parametrize("chosen", ["", "9"])
+def test_numpys_threads_are_told_to_sleep_soon_unless_the_person_says_otherwise(
+    loaded: dict[str, Any], chosen: str
+) -> None:
+    environment = {"OPENBLAS_THREAD_TIMEOUT": chosen} if chosen else {}
+    out = report(
+        """
+        import os, sys
+        out["early"] = "numpy" not in sys.modules
+        out["cycles"] = os.environ["OPENBLAS_THREAD_TIMEOUT"]
+        """,
+        **environment,
+    )
+    assert out["early"], "NumPy reads it when it is imported, so it has to be set before that"
+    assert out["cycles"] == (chosen or "20")
