@@ -44,6 +44,24 @@ _RELATED = """
 """
 _RELATIVES = frozenset(_RELATED.split())
 _ARTICLES = frozenset(["a", "an", "the"])
+# "the ivy", "each april": a name that is spoken to has no determiner.
+_DETERMINED = frozenset([*_ARTICLES, "this", "that", "each", "every", "some", "any", "no"])
+_MONTHS = frozenset(["april", "may", "june", "august", "january"])
+_WHEN = """
+    in on by until till since from of next last this every each early late mid before after during
+    between
+"""
+_TIMES = frozenset(_WHEN.split())
+_DAY = r"\d{1,2}(?:st|nd|rd|th)?"
+_TOWNS_AND_LANDS = """
+    paris florence sydney austin chelsea brooklyn victoria georgia savannah adelaide charlotte
+    houston dallas phoenix jordan chad israel kenya india china asia madison lincoln jackson
+    carolina virginia dakota montana verona siena vienna orlando santiago milan london kingston
+    troy alexandria petra lima cairo devon chester preston bristol holland ireland geneva sofia
+    valencia catalina regina boston denver memphis
+"""
+_PLACES = frozenset(_TOWNS_AND_LANDS.split())
+_TOWARDS = frozenset(["in", "to", "from", "near", "around", "at", "through", "via", "of"])
 
 
 def find_name_overuse(draft: Draft, rules: GuardRules, limit: int) -> list[Finding]:
@@ -63,18 +81,39 @@ def find_name_overuse(draft: Draft, rules: GuardRules, limit: int) -> list[Findi
 
 def _uses(draft: Draft, rules: GuardRules, name: str) -> list[tuple[int, int]]:
     names = {name, name.split()[0]}
+    names |= {one[:1].upper() + one[1:] for one in names}
+    names |= {one.upper() for one in names if not is_word(one)}
     bodies = "|".join(re.escape(one) for one in sorted(names, key=len, reverse=True))
-    ordinary = is_word(name.split()[0])
+    word = is_word(name.split()[0])
+    ordinary = word or name.split()[0].lower() in _WORDY_NAMES
     cases = re.NOFLAG if ordinary else re.IGNORECASE
     pattern = re.compile(rf"(?<![\w@.#/-])(?:{bodies})(?![\w@]|[-./]\w)", cases)
-    spoken = {span for span in _vocatives(draft, rules)} if ordinary else set()
+    spoken = {span for span in _vocatives(draft, rules)} if word else set()
     places = []
     for found in pattern.finditer(draft.own):
         span = found.span()
-        ambiguous = ordinary and span not in spoken and begins_sentence(draft, span[0])
-        if not ambiguous and not _someone_else(draft, span) and not _signs(draft, span):
+        ambiguous = word and span not in spoken and begins_sentence(draft, span[0])
+        other = _someone_else(draft, span) or _something_else(draft, span, ordinary)
+        if not ambiguous and not other and not _signs(draft, span):
             places.append(span)
     return places
+
+
+def _something_else(draft: Draft, span: tuple[int, int], ordinary: bool) -> bool:
+    """ "1 April", "the Rose Garden", "trains to Florence": the month, the thing, the town."""
+    name = draft.text[span[0] : span[1]].lower()
+    before = (draft.words_before(span[0], 1) or [""])[-1].lower()
+    beside = draft.own[max(0, span[0] - 8) : span[0]].lower().endswith(f"{before} ")
+    if name in _MONTHS:
+        left, right = draft.own[max(0, span[0] - 8) : span[0]], draft.own[span[1] : span[1] + 8]
+        dated = re.search(rf"\b{_DAY}(?: of)? $", left) or re.match(
+            rf" (?:{_DAY}|\d{{4}})\b", right
+        )
+        if dated or (beside and before in _TIMES):
+            return True
+    if name in _PLACES and beside and before in _TOWARDS:
+        return True
+    return ordinary and beside and before in _DETERMINED
 
 
 def _someone_else(draft: Draft, span: tuple[int, int]) -> bool:

@@ -230,6 +230,28 @@ def test_a_name_counts_in_any_case_unless_it_is_a_word() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "text", "overused"),
+    [
+        ("April", "April, sit. The rent, April, is due.", True),
+        ("April", "The fee falls due on 9 April, April.", False),
+        ("June", "In June the fares drop, June.", False),
+        ("May", "The May payroll runs on 28 May, May.", False),
+        ("Ivy", "Water the ivy twice a week, Ivy.", False),
+        ("Ivy", "IVY, stop. Breathe, Ivy.", True),
+        ("Robin", "The robin is back, Robin.", False),
+        ("Rose", "Well done, Rose. Now rest, Rose.", True),
+        ("Florence", "Trains to Florence leave at nine, Florence.", False),
+        ("Florence", "Florence, sit. Thank you, Florence.", True),
+    ],
+)
+def test_a_name_is_not_the_month_the_plant_or_the_town(
+    name: str, text: str, overused: bool
+) -> None:
+    found = GUARD.process({"text": text, "user_name": name}).violations_detected
+    assert ("name_overuse" in found) is overused
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "In chess, Qxf7!! is brilliant and Qxf7?! is dubious. Nice!",
