@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _options() -> argparse.ArgumentParser:
     parser = script_options(__doc__, out="runs/guard")
     parser.add_argument("--data", type=Path, help="folder with goemotions and prose")
-    parser.add_argument("--version", default="3", help="name of the version")
+    parser.add_argument("--version", default="4", help="name of the version")
     parser.add_argument("--seed", type=int, default=7, help="of every choice")
     return parser
 

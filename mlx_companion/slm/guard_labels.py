@@ -39,6 +39,35 @@ _COUNTED_WORDS = """
 """
 _COUNTED = frozenset(_COUNTED_WORDS.split())
 _NUMBER = re.compile(r"\s(?:ONE|TWO|THREE|FOUR|FIVE|SIX|SEVEN|EIGHT|NINE|TEN|[IVX]+)\b")
+# What carries words and says them: "step 3 says MIX WELL", "the lid reads KEEP COLD".
+_SAYERS = (
+    r"(?:signs?|labels?|lids?|steps?|recipes?|instructions?|manuals?|rules?|lines?|pages?|leaflets?|"
+    r"notes?|cards?|letters?|notices?|tickets?|box|boxes|bottles?|jars?|bags?|tins?|packets?|"
+    r"packag(?:e|es|ing)|stickers?|stamps?|banners?|posters?|doors?|screens?|displays?|panels?|"
+    r"headlines?|subject|headers?|shirts?|mugs?|caps?|badges?|tags?|plates?|maps?|forms?|columns?|"
+    r"fields?|buttons?|status|boards?|billboards?|wrappers?|covers?|cartons?|tubes?|clauses?)"
+)
+_SAID = re.compile(
+    rf"\b{_SAYERS}\b[^.!?;:\n]{{0,25}}\b(?:says?|said|reads?|warns?|shows?|states)"
+    r"(?: (?:to|in \w+(?: \w+)?))?[,:]? [\"'\u201c]?(?:[A-Z'\u2019]+,? ){0,6}$",
+    re.IGNORECASE,
+)
+_VALUE_OF = re.compile(r"\s*(?:[-*+\u2022]|\d{1,3}[.)])\s[^:!?.\n]{1,40}:\s(?:[A-Z]+ ){0,3}$")
+_VALUE_ENDS = re.compile(r"(?: [A-Z]+){0,3}\s*(?:$|[\n(|,;])")
+_IN_CAPITALS = re.compile(
+    r"\b(?:themselves|itself|names?|titles?|written|writes?|spell(?:s|ed|t)|styled?s?|printed|set)\b"
+    r"[^.!?\n]{0,40}\bin (?:all |full |block )?(?:capitals|caps|capital letters|upper ?case)\b"
+)
+_OF_MINE = re.compile(r"\b(?:I|I'm|I've|me|my|My)\b")
+_WAY_WORDS = """
+    left right up down on off in out forward forwards backward backwards clockwise anticlockwise
+    counterclockwise north south east west
+"""
+_WAYS = frozenset(_WAY_WORDS.split())
+_STEERS = re.compile(
+    r"\b(?:[Tt]urn|[Rr]otate|[Tt]wist|[Ss]pin|[Ss]lide|[Pp]ush|[Pp]ull|[Ff]lip|[Ss]teer|[Bb]ear|"
+    r"[Ss]crew|[Uu]nscrew|[Mm]ove|[Tt]ilt|[Dd]ial)\b"
+)
 _USES = frozenset(["use", "using", "uses", "send", "sends", "via", "call", "an", "a"])
 
 
@@ -80,3 +109,42 @@ def is_counted(word: str) -> bool:
 def used_keyword(draft: Draft, start: int) -> bool:
     """Tell whether the word at `start` is something to be used: "use GET for reading"."""
     return (draft.words_before(start, 1) or [""])[-1] in _USES
+
+
+def said_here(draft: Draft, start: int) -> bool:
+    """Tell whether a thing says the word at `start`: "the lid reads KEEP COLD"."""
+    left = draft.own[max(draft.sentence(start)[0], start - 100) : start]
+    found = _SAID.search(left)
+    # The pattern takes any case for the thing; what it says is in capitals all the way.
+    return found is not None and all(
+        word.isupper() for word in re.findall(r"[^\W\d_]+", left[_said_end(found[0], left) :])
+    )
+
+
+_SAYS = re.compile(
+    r"\b(?:says?|said|reads?|warns?|shows?|states)(?: (?:to|in [a-z]+(?: [a-z]+)?))?\b"
+)
+
+
+def _said_end(clause: str, left: str) -> int:
+    last = [found.end() for found in _SAYS.finditer(clause)][-1:]
+    return len(left) - len(clause) + (last[0] if last else 0)
+
+
+def set_here(draft: Draft, start: int, end: int) -> bool:
+    """Tell whether it is a value in a list, "- Attack: BITE (2d6)", or one of a remark on case."""
+    first, last = draft.line(start)
+    right = draft.own[end : min(last, end + 60)]
+    if _VALUE_OF.fullmatch(draft.text[first:start][:100]) and _VALUE_ENDS.match(right):
+        return True
+    first, last = draft.sentence(start)
+    near = draft.own[max(first, start - 150) : min(last, end + 150)]
+    return _IN_CAPITALS.search(near) is not None and not _OF_MINE.search(near)
+
+
+def steers(draft: Draft, start: int, word: str) -> bool:
+    """Tell whether the word is a direction of an order: "turn it LEFT, then RIGHT"."""
+    if word not in _WAYS:
+        return False
+    first, _ = draft.sentence(start)
+    return _STEERS.search(draft.own, max(first, start - 120), start) is not None

@@ -13,7 +13,14 @@ import re
 from dataclasses import dataclass
 
 from mlx_companion.personality.lexicon import is_word
-from mlx_companion.slm.guard_labels import is_counted, named_here, used_keyword
+from mlx_companion.slm.guard_labels import (
+    is_counted,
+    named_here,
+    said_here,
+    set_here,
+    steers,
+    used_keyword,
+)
 from mlx_companion.slm.guard_text import Draft, GuardRules
 
 _U = "A-Z\u00c0-\u00d6\u00d8-\u00de"
@@ -71,6 +78,8 @@ def role_of(draft: Draft, rules: GuardRules, token: Token) -> str:
         return "shout"
     if _attached(draft, token) or word in lists["legal"] or _of_contract(draft, token):
         return "none"
+    if said_here(draft, token.start):
+        return "named"
     if STRETCHED.search(word):
         return "shout" if _stretched(rules, word) else "none"
     if word in lists["interjections"] or word in lists["chat"]:
@@ -84,9 +93,13 @@ def role_of(draft: Draft, rules: GuardRules, token: Token) -> str:
     if roman or _heads_line(draft, rules, token):
         return "none"
     calm = word not in lists["gushing"]
-    if _on_screen(draft, rules, token) or (calm and named_here(draft, *_at(token))):
+    if _on_screen(draft, rules, token) or (calm and _is_name(draft, token)):
         return "named"
     return _word_role(draft, rules, token)
+
+
+def _is_name(draft: Draft, token: Token) -> bool:
+    return named_here(draft, *_at(token)) or set_here(draft, token.start, token.end)
 
 
 _CONTRACT = re.compile(r"\b(?:WARRANT\w+|LIABLE|LIABILITY|MERCHANTABILITY|HEREBY|HEREIN)\b")
@@ -105,6 +118,8 @@ def _word_role(draft: Draft, rules: GuardRules, token: Token) -> str:
     used = word not in lists["gushing"] and used_keyword(draft, token.start)
     if word in lists["keywords"] and (used or _in_keywords(draft, rules, token)):
         return "named"
+    if steers(draft, token.start, word):
+        return "emphatic"
     if word in lists["emphatic"]:
         asks = word in _ASKS and draft.text[token.end : token.end + 1] in ("?", "!")
         return "shout" if asks or not _instructs(draft, token) else "emphatic"
@@ -148,6 +163,12 @@ def _stressed(draft: Draft, token: Token) -> bool:
     return last in _DEGREES or exclaims
 
 
+_DOERS = frozenset(["i", "he", "she", "we", "they"])
+_OBJECTS = """
+    the a an my your his her its our their this that it him them me us you down up out on in off
+    over into to for at with every all some
+"""
+_DONE_TO = frozenset(_OBJECTS.split())
 _WONDERS = frozenset(["guess", "know", "knows", "tell", "see", "wonder", "remember", "ask", "is"])
 
 
@@ -157,6 +178,8 @@ def _only_a_word(draft: Draft, rules: GuardRules, token: Token) -> bool:
     after = draft.text[token.end : token.end + 1]
     if token.word == "am":
         return before == "i"
+    if before in _DOERS and (draft.words_after(token.end, 1) or [""])[0] in _DONE_TO:
+        return True
     if token.word == "who" and before in _WONDERS:
         return True
     if token.word in ("it", "in", "on", "me", "us", "who"):
@@ -270,7 +293,8 @@ def _coined(word: str) -> bool:
 
 
 _SUFFIXES = """
-    s es ed d er r est ing ly ness less able ous ious ies ied ier iest ily ment ish y
+    ling lings hood s es ed d er r est ing ly ness less able ous ious ies ied ier iest ily ment ish
+    y
 """
 _DERIVED = tuple(sorted(_SUFFIXES.split(), key=len, reverse=True))
 
@@ -284,6 +308,10 @@ def _derived(word: str) -> bool:
     return False
 
 
+# "BEHOLD: a budget that balances" is no label.
+_ANNOUNCING = frozenset(["behold", "twist", "surprise", "breaking", "presenting", "introducing"])
+
+
 def _heads_line(draft: Draft, rules: GuardRules, token: Token) -> bool:
     """A label ("PROS: ...") or a line that is a heading without being marked as one."""
     start, end = draft.line(token.start)
@@ -295,7 +323,8 @@ def _heads_line(draft: Draft, rules: GuardRules, token: Token) -> bool:
     label = re.match(r"(?:\s+[A-Z0-9]+){0,4}\s*[\])]?(?:\*{1,3}|_{1,2})?:", right)
     if label and (not left or left.isupper()):
         phrase = set(re.findall(r"[a-z']+", f"{left} {token.word} {label[0]}".lower()))
-        return not phrase & {*_EXCITED_LINE, *_ASKS}
+        announced = phrase & _ANNOUNCING and not phrase & {"change", "changes"}
+        return not announced and not phrase & {*_EXCITED_LINE, *_ASKS}
     if len(line) > 80 or "!" in line or line.upper() != line:
         return False
     words = set(re.findall(r"[a-z']+", line.lower()))

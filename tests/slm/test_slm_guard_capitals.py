@@ -194,6 +194,45 @@ def _found(text: str) -> list[str]:
     return GUARD.process(text).violations_detected
 
 
+ANNOUNCED = """
+BEHOLD: a cupboard without moths.
+PLOT TWIST: the cheaper tent is dry.
+GUESS WHAT: it compiles.
+HALLELUJAH, the boiler works.
+EUREKA. The leak is under the sink.
+He BIT the postman.
+She SAT down on my hat.
+There were DUCKLINGS under the shed.
+You turned RIGHT and there it was!
+That is so RIGHT.
+My face says WOW and I mean it.
+- Result: AMAZING
+I wrote it all in capitals because it is HUGE.
+"""
+WRITTEN_THERE = """
+The label says SHAKE WELL and the lid says DO NOT REFRIGERATE.
+The recipe says FOLD GENTLY, so fold.
+Page two says USE COLD WATER in bold.
+Turn the dial LEFT to 12, then RIGHT past zero.
+Twist it once LEFT until it clicks, then RIGHT again.
+SMEG, MINI and SEAT write their names in capitals.
+- Attack: BITE (2d6)
+VERDICT: buy the second one.
+BREAKING CHANGE: the flag is gone.
+You need a PIN to open it.
+"""
+
+
+@pytest.mark.parametrize("text", ANNOUNCED.strip().split("\n"))
+def test_what_is_announced_or_stressed_shouts(text: str) -> None:
+    assert "caps_enthusiasm" in _found(text)
+
+
+@pytest.mark.parametrize("text", WRITTEN_THERE.strip().split("\n"))
+def test_what_things_say_is_no_shout(text: str) -> None:
+    assert "caps_enthusiasm" not in _found(text)
+
+
 @pytest.mark.parametrize("text", SHOUTS.strip().split("\n"))
 def test_shouts(text: str) -> None:
     assert "caps_enthusiasm" in _found(text)
