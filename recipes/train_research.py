@@ -91,7 +91,7 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--model", help=f"alias, hub id or folder ({DEFAULT_MODEL})")
     parser.add_argument("--per-template", type=int, default=14, help="queries made of each (14)")
     parser.add_argument("--seed", type=int, default=0, help="of the queries that are made (0)")
-    parser.add_argument("--version", default="1", help="of the pack (1)")
+    parser.add_argument("--version", default="3", help="of the pack (3)")
     return parser
 
 

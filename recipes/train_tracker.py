@@ -68,7 +68,7 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--encoder", help="alias or folder of an encoder (MiniLM)")
     parser.add_argument("--per-source", type=int, default=2500, help="rows of each source (2500)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--version", default="1", help="name of the pack's version")
+    parser.add_argument("--version", default="5", help="name of the pack's version")
     return parser
 
 

@@ -51,9 +51,9 @@ _FILES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 _WRITTEN = {"user": "attached_user", "assistant": "attached_assistant", "boundary": "boundary"}
 # Heads that read replies of the assistant, for which generated replies are harmless examples.
 _OF_REPLIES = ("assistant", "boundary", "hostile")
-# Half of the rows are what a head looks for. An assistant clings seldom: its log odds are lowered
-# by so much, which costs nothing on unseen lines and spares ordinary replies.
-_RARER = {"assistant": 0.5}
+# Half of the rows are what a head looks for. In life few messages and fewer replies cling: the log
+# odds are lowered by so much, which costs little on unseen lines and spares ordinary ones.
+_RARER = {"user": 0.5, "assistant": 0.5}
 _FOLDS = 4
 _STEPS = 120
 _CARD = """# Drift monitor
