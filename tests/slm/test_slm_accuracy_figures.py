@@ -67,14 +67,18 @@ def test_concordance_is_the_area_under_the_curve() -> None:
     assert slm_scores.concordance(gold.tolist(), value.tolist()) == pytest.approx(area)
 
 
+def gold_of(*names: str) -> list[dict[str, Any]]:
+    return [row for name in names for row in slm_gold.rows(name)]
+
+
 def research_oracle(items: Sequence[Any]) -> list[Any]:
-    need = {row["query"]: row["needs_research"] for row in slm_gold.rows("queries")}
+    need = {row["query"]: row["needs_research"] for row in gold_of("queries", "queries_second")}
     return [ResearchResult(need[item], 0.97, "known", "any") for item in items]
 
 
 def guard_oracle(items: Sequence[Any]) -> list[Any]:
-    both = slm_gold.rows("responses") + slm_gold.rows("responses_second")
-    gold = {row["text"]: row for row in both}
+    every = gold_of("responses", "responses_second", "responses_third")
+    gold = {row["text"]: row for row in every}
     results = []
     for item in items:
         row = gold.get(item["text"], {"violations": [], "spans": []})
@@ -95,21 +99,23 @@ def guard_oracle(items: Sequence[Any]) -> list[Any]:
 
 
 def tracker_oracle(items: Sequence[Any]) -> list[Any]:
-    gold = {row["text"]: row for row in slm_gold.rows("messages")}
+    gold = {row["text"]: row for row in gold_of("messages", "messages_second")}
     depth = {"low": 0.1, "medium": 0.5, "high": 0.9}
     results = []
     for row in (gold[item] for item in items):
         terms = [one["term"].upper() for one in row["slang"]]
         slang = [{"term": term, "sense": "", "confidence": 1.0} for term in terms]
         formal = float(row["formality"] == "formal")
-        results.append(ContextResult(slang, {}, {}, formal, depth[row["technical"]]))
+        deep = depth[row.get("technical", "low")]
+        results.append(ContextResult(slang, {}, {}, formal, deep))
     return results
 
 
 @cache
 def drift_labels() -> tuple[dict[str, Any], dict[str, float]]:
     histories = {json.dumps(row["responses"]): row for row in slm_gold.rows("histories")}
-    attached = {row["text"]: float(row["attachment"]) for row in slm_gold.rows("attachment")}
+    both = gold_of("attachment", "attachment_second")
+    attached = {row["text"]: float(row["attachment"]) for row in both}
     return histories, attached
 
 

@@ -355,6 +355,41 @@ def _acts(text: str) -> bool:
     return "asterisk_action" in GUARD.process(text).violations_detected
 
 
+SCENES = """
+*Mist creeps over the causeway. The reeds go still, one after another.* Roll for it.
+*closes the ledger; hail against the shutters* We wait.
+*says nothing for a while; a tram outside* Grammar is hard: name one adverb.
+*looks at the ceiling; counts to four* Fine.
+*bows, coat dripping on the carpet* The mayor is here.
+You want *counts on fingers* eleven of them?
+You said *squints at notes* forty litres?
+It was *gestures vaguely at everything* a long week.
+**The door slams shut behind you.** Roll initiative.
+"""
+NO_SCENES = """
+*Water expands when it freezes.* That is why it bursts.
+*Wages rise in spring.* Ask in March.
+*Read the label; follow it.* That is all.
+*Sleeps five; dogs by arrangement.* Bring towels.
+**The lease ends in August.** Ask for a new one.
+**The alarm drains the battery.** Replace it.
+The waiter *shrugs it off* in the novel, but not in the film.
+The clerk *nods along* in chapter two.
+The verb you said *squints at* is rare.
+A good hinge *closes by itself* when the wind drops.
+"""
+
+
+@pytest.mark.parametrize("text", SCENES.strip().split("\n"))
+def test_scenes_clauses_and_interruptions_are_actions(text: str) -> None:
+    assert _acts(text)
+
+
+@pytest.mark.parametrize("text", NO_SCENES.strip().split("\n"))
+def test_facts_orders_and_verbs_of_the_sentence_are_none(text: str) -> None:
+    assert not _acts(text)
+
+
 @pytest.mark.parametrize("text", ACTIONS.strip().split("\n"))
 def test_actions_of_every_kind(text: str) -> None:
     assert _acts(text)
