@@ -29,6 +29,12 @@ _ABOUT_WORDS = re.compile(
     r"emphasis|italics?|translates?|pronounced|conjugat\w+|markdown)\b",
     re.IGNORECASE,
 )
+# "You said *squints at notes* forty": after these a clear action may interrupt.
+_LOOSE = "said say says is are was were be to of in at by with as from and or not really truly"
+_LOOSE_MENTIONS = frozenset(_LOOSE.split())
+_MENTIONED = 1.5
+# "The cyclist *shrugs it off* in the book": what stands before does it.
+_TOLD = 3.0
 _OWNERS = frozenset(["the", "a", "an", "my", "your", "his", "her", "our", "their", "this", "that"])
 _NOUNLY = "are is was were can could may or of from have has tend mean and"
 _NOUN_FOLLOWS = frozenset(_NOUNLY.split())
@@ -66,8 +72,17 @@ def _decided(
 ) -> bool:
     """The rules settle what is clear, the head the rest."""
     if not ruled:
-        other = tells_of_words(piece, rules) or _YIELDS.match(stage.plain)
-        return not other and head.decides(piece, stage, ruled)
+        if _YIELDS.match(stage.plain):
+            return False
+        surer = 0.0
+        if tells_of_words(piece, rules):
+            told = piece.place.previous in _LOOSE_MENTIONS and stage.small and len(stage.words) > 1
+            if not told or _about_words(piece):
+                return False
+            surer = _MENTIONED
+        elif not piece.place.before and not piece.place.after and _has_subject(piece, rules):
+            surer = _TOLD
+        return head.decides(piece, stage, ruled, surer)
     known = stage.head[0] in rules.forms["expressive"] or stage.touches_body()
     clear = known and stage.form == "s" and stage.small and piece.mark not in ("(", "[")
     return clear or head.decides(piece, stage, ruled)
@@ -167,16 +182,23 @@ def is_title(piece: Piece, stage: Stage, rules: GuardRules) -> bool:
 
 def tells_of_words(piece: Piece, rules: GuardRules) -> bool:
     """Tell whether the sentence is about the marked words themselves."""
-    draft, start, end, place = piece.draft, piece.start, piece.end, piece.place
+    draft, end, place = piece.draft, piece.end, piece.place
     # "the word *sighs*", "she *smiles* at him", "*smiles*: shows the teeth" are about something.
     inside = not place.before and place.previous in rules.actions["mentions"]
     if inside and place.previous in ("that", "it", "this", "with", "to", "in", "on"):
         goes_on = {"and", "but", "so", "i", "it", *INTERJECTIONS}
         inside = not place.after and place.following not in goes_on
-    first, last = draft.sentence(start)
     defined = draft.text[end : end + 3].lstrip()[:1] in (":", "=") and place.before
-    about = _ABOUT_WORDS.search(draft.text, max(first, start - 200), min(last, end + 200))
-    return inside or defined or about is not None
+    return inside or defined or _about_words(piece)
+
+
+def _about_words(piece: Piece) -> bool:
+    draft, start, end, place = piece.draft, piece.start, piece.end, piece.place
+    first, last = draft.sentence(start)
+    # "*nods* Waiting is the worst verb": a sentence of its own begins after the piece.
+    apart = place.before and place.loose and piece.content[:1].islower()
+    until = start if apart else min(last, end + 200)
+    return _ABOUT_WORDS.search(draft.text, max(first, start - 200), until) is not None
 
 
 def _expressive(rules: GuardRules, stage: Stage, mark: str, place: Place) -> bool:

@@ -23,6 +23,7 @@ from typing import Any
 import yaml
 
 from mlx_companion.personality.lexicon import is_word
+from mlx_companion.slm.guard_directions import word_class
 from mlx_companion.slm.guard_text import third_person
 
 _SLOT = re.compile(r"\{(\w+)\}")
@@ -45,7 +46,8 @@ _NARRATED = re.compile(
 _SCENE = re.compile(
     r"(?<=[.!?\u201d] )((?:The|A|His|Her) (?:[a-z]+ ){1,2})([a-z]+)((?: [a-z-]+){0,5})(?=[.,;])"
 )
-_ALL_MARKS = (72, 8, 2, 9, 5, 4)
+_ALL_MARKS = (70, 8, 2, 9, 6, 5)
+_PLAYED_MARKS = (64, 22, 2, 9, 2, 1)
 _EMPHASIS = (70, 16, 2, 12, 0, 0)
 
 
@@ -132,7 +134,7 @@ class _Maker:
         self.sentences, self.verbs, self.rng = sentences, verbs, rng
         self.others: dict[Callable[[], Row], int] = {
             self._emphasis: 34, self._opening: 8, self._caption: 14, self._statement: 10,
-            self._title: 7, self._term: 7, self._mention: 4, self._told: 7, self._noun: 4,
+            self._title: 7, self._term: 7, self._mention: 4, self._told: 11, self._noun: 4,
             self._imperative: 5, self._item: 4, self._aside: 9, self._whole: 3,
         }  # fmt: skip
 
@@ -143,14 +145,21 @@ class _Maker:
         inside = any(part in frame for part in ("{c}", "{p}"))
         if inside and not phrase.split()[0].endswith(("s", "ing")):
             frame, inside = "@ {s}", False
-        split = self._chance(0.08) and phrase.split()[0].endswith("s")
+        split = self._chance(0.11) and phrase.split()[0].endswith("s")
         if split:
             words = self._said().rstrip(".!?").split()
-            at = self.rng.randint(1, len(words))
+            at = self._gap(words)
             frame, inside = f"{' '.join(words[:at])} @ {' '.join(words[at:])}".strip(), True
         said = phrase if inside else self._cased(phrase)
-        return self._row(
-            frame, self._mark(said, (1, 0, 0, 0, 0, 0) if split else _ALL_MARKS), source
+        marks = (1, 0, 0, 0, 0, 0) if split else _PLAYED_MARKS if "{play}" in frame else _ALL_MARKS
+        return self._row(frame, self._mark(said, marks), source)
+
+    def _gap(self, words: list[str]) -> int:
+        """Where an action may interrupt: not after what could be its subject, mostly."""
+        kinds = [word_class(word.lower().strip(",;:'")) for word in words]
+        gaps = [at for at, kind in enumerate(kinds, 1) if kind in _NO_SUBJECT]
+        return (
+            self.rng.choice(gaps) if gaps and self._chance(0.8) else self.rng.randint(1, len(words))
         )
 
     def _phrase(self) -> tuple[str, str]:
@@ -275,7 +284,11 @@ class _Maker:
     def _placed(self, part: str) -> str:
         parts = {"s": self._said(), "t": self._said(), "c": self._small()}
         parts |= {"p": self._said().rstrip(".!?"), "h": self._entry("heard")}
-        parts |= {"gloss": self._entry("glosses"), "rest": self._entry("rest")}
+        parts |= {
+            "play": self._slot("play"),
+            "gloss": self._entry("glosses"),
+            "rest": self._entry("rest"),
+        }
         return part.format(**parts)
 
     def _frame(self, name: str) -> str:
@@ -315,6 +328,7 @@ class _Maker:
         return self.rng.random() < share
 
 
+_NO_SUBJECT = frozenset(["verb", "verbs", "aux", "prep", "conj", "deg", "ed", "ing", "det", "adv"])
 _ACTION_KINDS = ("verb", "pattern", "phrase")
 
 

@@ -14,6 +14,7 @@ either side, and what the rules of `guard_stage` say of it::
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -44,9 +45,17 @@ _CLASSES = {
     "num": "one two three four five six seven eight nine ten twelve twenty hundred",
 }
 _CLASS_OF = {word: name for name, words in _CLASSES.items() for word in words.split()}
+# A game is played: what is told beside it is a scene, whatever its marks.
+_PLAYED = re.compile(
+    r"\b(?:what (?:do|will) you do|what now|who moves|roll (?:for|a|an|initiative)"
+    r"|your (?:move|turn)|\d* ?HP|DC \d|d20|make an? \w+ (?:check|save)"
+    r"|(?-i:You) (?:hear|see|hold|step|enter|wake|stand|reach|find yourself))\b",
+    re.IGNORECASE,
+)
 _LONGEST = 12
 _CLIP = 4
 _BRACKETED = 1.5
+_BRACKETED_MOVE = 0.5
 
 
 @dataclass(frozen=True)
@@ -88,17 +97,21 @@ class DirectionHead:
         weights = self.head.weights[0][columns, 0]
         return float(np.dot(weights, values) + self.head.bias[0])
 
-    def decides(self, piece: Piece, stage: Stage, ruled: bool) -> bool:
+    def decides(self, piece: Piece, stage: Stage, ruled: bool, surer: float = 0.0) -> bool:
         """Tell whether a piece is an action.
 
         Args:
             piece: with at least one word.
             stage: its words.
             ruled: what the rules say.
+            surer: how much more has to speak for it, in logits.
         """
-        least = self.keep if ruled else self.overrule
+        least = surer + (self.keep if ruled else self.overrule)
         # Brackets hold remarks far more often than actions.
-        least += _BRACKETED if piece.mark in ("(", "[") else 0.0
+        if piece.mark in ("(", "["):
+            # "(leans closer)" is too short for a remark.
+            plain = ruled and len(stage.words) < 4 and stage.complement()
+            least += _BRACKETED_MOVE if plain else _BRACKETED
         return self.logit(piece, stage, ruled) >= least
 
 
@@ -122,6 +135,9 @@ def _names(piece: Piece, stage: Stage, ruled: bool) -> Iterator[str]:
     second = kinds[1] if len(kinds) > 1 else "none"
     told = [name for name, test in _TESTS.items() if test(stage)]
     yield from told
+    if piece.draft.holds_near(_PLAYED, 0, len(piece.draft.text)):
+        yield from ("played", f"played{case}", f"played{_MARKS.get(piece.mark, 'x')}")
+    yield f"{place[-1]}{head}"
     yield from (f"{left}{right}{one}" for one in (case, kinds[0], f"long{long}", rule, *told))
     yield from (f"{left}{right}{case}{one}" for one in (kinds[0], head, place[2], f"long{long}"))
     yield from (f"{head}{second}{case}", f"{head}{second}{right}", f"{head}{long}{right}{case}")
@@ -137,6 +153,8 @@ def _of_words(words: list[str], kinds: list[str]) -> Iterator[str]:
     yield f"shape{'q'.join(kinds[:3])}of"
     yield from (f"at{at}{kind}" for at, kind in enumerate(kinds[:_CLIP]))
     yield f"lastkind{kinds[-1]}"
+    if len(set(words)) < len(words) and len(words[0]) > 2 and words.count(words[0]) > 1:
+        yield "repeats"
 
 
 _MARKS = {"*": "one", "**": "two", "***": "three", "_": "under", "__": "dunder", "(": "round"}
@@ -181,7 +199,14 @@ def _place_names(piece: Piece) -> tuple[str, ...]:
         f"next{place.following.replace(chr(39), '')}",
         f"l{left}p{previous}",
         f"r{right}n{following}",
+        f"q{_before_that(piece)}p{previous}",
     )
+
+
+def _before_that(piece: Piece) -> str:
+    """The class of the word before the last one: "the" of "the cyclist *nods*"."""
+    words = piece.draft.words_before(piece.start, 2)
+    return word_class(words[0]) if len(words) > 1 else "none"
 
 
 def _case(piece: Piece) -> str:
