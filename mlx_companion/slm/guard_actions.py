@@ -29,6 +29,9 @@ _ABOUT_WORDS = re.compile(
     r"emphasis|italics?|translates?|pronounced|conjugat\w+|markdown)\b",
     re.IGNORECASE,
 )
+_NAMED_AFTER = re.compile(
+    r"(?:That|This|It)(?:['\u2019]s| is| was) (?:the|a) (?:name|word|title|label|term)\b"
+)
 # "You said *squints at notes* forty": after these a clear action may interrupt.
 _LOOSE = "said say says is are was were be to of in at by with as from and or not really truly"
 _LOOSE_MENTIONS = frozenset(_LOOSE.split())
@@ -194,6 +197,8 @@ def tells_of_words(piece: Piece, rules: GuardRules) -> bool:
 
 def _about_words(piece: Piece) -> bool:
     draft, start, end, place = piece.draft, piece.start, piece.end, piece.place
+    if _NAMED_AFTER.match(place.right):
+        return True
     first, last = draft.sentence(start)
     # "*nods* Waiting is the worst verb": a sentence of its own begins after the piece.
     apart = place.before and place.loose and piece.content[:1].islower()

@@ -25,9 +25,9 @@ from mlx_companion.slm.guard_text import Draft, GuardRules
 from mlx_companion.slm.linear import fit_logistic, out_of_fold
 from mlx_companion.slm.ngrams import NGramConfig, NGrams
 
-ROWS = 16000
+ROWS = 24000
 # Chosen on replies written for it (`tests/slm/test_slm_guard_directions.py`).
-KEEP = 0.5
+KEEP = 0.4
 OVERRULE = 1.0
 _NGRAMS = NGramConfig(char=(0, 0), words=(1, 1), word_columns=1 << 15)
 _PENALTY = 3e-6

@@ -34,6 +34,11 @@ _VERY = (
     r"(?:(?:so|such|an?|really|truly|absolutely|totally|simply|just|very|completely|quite|pretty|"
     r"incredibly|super|utterly) ){0,3}"
 )
+_BAD = (
+    r"(?:mess|disaster|nightmare|catastrophe|train ?wreck|shambles|waste|coincidence|lie|euphemism|"
+    r"excuse|muddle|tangle|failure|tragedy|ruin|horror|pain|bug|typo|mistake|misunderstanding|"
+    r"contradiction|non-?answer|heap|pile|dodge|loophole)s?"
+)
 _OBJECT = (
     r"(?:questions?|ideas?|points?|insights?|observations?|thinking|attitude|initiative|"
     r"perspective|instincts?|work|job|effort|progress|achievement|accomplishment|goal|mindset)"
@@ -45,7 +50,8 @@ _GUSHING = re.compile(
             # "Great question" alone is a habit of speech.
             r"(?: |^)(?!(?:an? )?(?:great|lovely) \w+)"
             rf"{_VERY}{_STRONG},? (?:and {_STRONG} )?{_OBJECT}\b",
-            rf"\bwhat an? {_VERY}{_STRONG} \w+",
+            # "What a beautiful mess" is irony.
+            rf"\bwhat an? {_VERY}{_STRONG} (?!{_BAD}\b)\w+",
             r"\byou(?:'ve| have)? (?:totally |absolutely |so )?got this"
             r"(?=\s*(?:[!.,;\u2014]|$|and\b|champ|buddy|friend|my))",
             r"\byou can do (?:this|it)(?=\s*(?:!|$)|, (?:i|we) )",
@@ -97,6 +103,16 @@ _GUSHING = re.compile(
             r"\byour (?:\w+ ){1,3}(?:is|are) (?:so |truly |absolutely |just |simply |really )+"
             r"(?:amazing|inspiring|incredible|contagious|remarkable|awesome|wonderful|beautiful|"
             r"fantastic|brilliant|impressive|admirable)\b",
+            # Hyperbole and the slang of fans.
+            r"\b(?:humanity|the world|history|posterity|civili[sz]ation|mankind) "
+            r"(?:owes|will thank|will remember|is not ready for|isn't ready for) you\b",
+            r"\b(?:ya+s+|yes+),? queen\b|\bslay,? (?:queen|bestie|girl)\b|\b"
+            r"ate (?:that|it)?[^.]{0,30}\bno crumbs\b",
+            r"\byou were (?:born|made|built) (?:to do|for) this\b",
+            r"\bno words for how (?:[\w-]+,? ){1,6}you are\b",
+            r"\byou(?:'ve| have) (?:single-handedly )?redefined\b",
+            r"\byou(?:'re| are| were) (?:[\w-]+, ){0,3}(?:and )?an? "
+            r"(?:goddess|god|titan|queen|king|giant|genius|marvel|miracle|poet) among\b",
             r"\b(?:nothing can stop you|reach for the stars|dream big|shine on|good vibes|"
             r"you make the world|mind[- ]blown|be amazed|game[- ]changer!)",
             r"\b(?:this|that|it)(?:'s| is| sounds| looks) (?:so |just |absolutely |truly |totally "

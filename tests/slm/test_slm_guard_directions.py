@@ -376,6 +376,7 @@ NO_SCENES = """
 The waiter *shrugs it off* in the novel, but not in the film.
 The clerk *nods along* in chapter two.
 The verb you said *squints at* is rare.
+**Freeze.** That's the name of the key on the left.
 A good hinge *closes by itself* when the wind drops.
 """
 

@@ -186,6 +186,10 @@ def test_a_name_that_is_a_word() -> None:
         "You've got this!",
         "I'm so proud of you.",
         "What a brilliant idea!",
+        "The world will thank you for this index.",
+        "Yes queen, file that appeal.",
+        "I have no words for how talented you are.",
+        "You were radiant, tireless, a titan among tax advisers.",
     ],
 )
 def test_cheerleading(text: str) -> None:
@@ -194,7 +198,19 @@ def test_cheerleading(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["The bug is in line 12.", "Great Britain left in 2020.", "That is a good plan.", "Good luck."],
+    [
+        "The bug is in line 12.",
+        "Great Britain left in 2020.",
+        "That is a good plan.",
+        "Good luck.",
+        "What a magnificent mess of cables.",
+        "What a lovely disaster!",
+        "You're going to be an uncle!",
+        "Your receipts, by date and by shop!",
+        "I'm begging you.",
+        "The state owes you a refund.",
+        "I have no words for this in Danish.",
+    ],
 )
 def test_no_cheerleading(text: str) -> None:
     assert "tone_cheerleader" not in GUARD.process(text).violations_detected
