@@ -70,11 +70,11 @@ def _research(batch: Batch, name: str) -> dict[str, Any]:
 
 
 def guard(batch: Batch) -> dict[str, Any]:
-    """The personality guard over its three sets."""
+    """The personality guard over its four sets."""
     figures = _guard(batch, "responses")
-    for what, name in (("second set", "responses_second"), ("third set", "responses_third")):
-        more = _guard(batch, name)
-        figures |= _named(what, more, tuple(more))
+    for which in ("second", "third", "fourth"):
+        more = _guard(batch, f"responses_{which}")
+        figures |= _named(f"{which} set", more, tuple(more))
     return figures
 
 

@@ -25,6 +25,8 @@ from mlx_companion.slm.guard_shouts import (
 from mlx_companion.slm.guard_text import Draft, Finding, GuardRules
 
 CAPS_ENTHUSIASM = "caps_enthusiasm"
+# A direction of two words or more that opens a sentence is removed, and what follows opens it.
+_AFTER_DIRECTION = re.compile(r"(?:^|[.!?\n]\s*)(\*{1,3}|_)(?![\s*_])[^*_\n]+\s[^*_\n]+\1\s*\Z")
 
 
 def find_capitals(draft: Draft, rules: GuardRules) -> list[Finding]:
@@ -184,4 +186,5 @@ def lowered(draft: Draft, start: int, end: int) -> str:
     if not STRETCHED.search(word):
         plain = word
     calm = ordinary_case(plain) or plain.lower()
-    return calm[:1].upper() + calm[1:] if begins_sentence(draft, start) else calm
+    first = begins_sentence(draft, start) or _AFTER_DIRECTION.search(draft.text[:start])
+    return calm[:1].upper() + calm[1:] if first else calm

@@ -77,7 +77,7 @@ def research_oracle(items: Sequence[Any]) -> list[Any]:
 
 
 def guard_oracle(items: Sequence[Any]) -> list[Any]:
-    every = gold_of("responses", "responses_second", "responses_third")
+    every = gold_of("responses", "responses_second", "responses_third", "responses_fourth")
     gold = {row["text"]: row for row in every}
     results = []
     for item in items:

@@ -27,6 +27,7 @@ AT_LEAST = {
     "responses": 320,
     "responses_second": 100,
     "responses_third": 200,
+    "responses_fourth": 150,
     "messages": 220,
     "messages_second": 100,
     "attachment": 200,
@@ -79,7 +80,9 @@ def test_queries_have_these_fields_only(name: str) -> None:
     assert all(isinstance(one["needs_research"], bool) for one in rows(name))
 
 
-@pytest.mark.parametrize("name", ["responses", "responses_second", "responses_third"])
+@pytest.mark.parametrize(
+    "name", ["responses", "responses_second", "responses_third", "responses_fourth"]
+)
 def test_spans_occur_in_their_reply_and_agree_with_its_violations(name: str) -> None:
     for one in rows(name):
         assert {span["violation"] for span in one["spans"]} == set(one["violations"])

@@ -317,3 +317,16 @@ def test_the_recipe_makes_a_pack_that_works(tmp_path: Path) -> None:
 def test_the_recipe_wants_data() -> None:
     with pytest.raises((ConfigError, SystemExit)):
         train_guard.main([])
+
+
+@pytest.mark.parametrize(
+    ("said", "mended"),
+    [
+        ("*slowly sets the lantern down* WOW, that is huge.", "Wow, that is huge."),
+        ("Fine. *opens the door slowly* COME in now.", "Fine. Come in now."),
+        ("I think *this one* is SO good.", "I think *this one* is so good."),
+        ("*Really* GOOD idea, that.", "*Really* good idea, that."),
+    ],
+)
+def test_what_follows_a_removed_direction_opens_its_sentence(said: str, mended: str) -> None:
+    assert PersonalityGuard().process(said).rewritten_response == mended
