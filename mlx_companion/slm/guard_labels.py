@@ -68,6 +68,15 @@ _STEERS = re.compile(
     r"\b(?:[Tt]urn|[Rr]otate|[Tt]wist|[Ss]pin|[Ss]lide|[Pp]ush|[Pp]ull|[Ff]lip|[Ss]teer|[Bb]ear|"
     r"[Ss]crew|[Uu]nscrew|[Mm]ove|[Tt]ilt|[Dd]ial)\b"
 )
+# A key that is held, and what follows: "hold MODE until it blinks"; "push HARD" is none.
+_HELD = re.compile(r"\b(?:[Hh]old(?: down)?|[Pp]ress(?: and hold)?)\s(?:the\s)?$")
+_HELD_FOR = re.compile(r"\s(?:and|or|for|until|till|then|while|again|twice)\b|\s?[,.;]")
+# Spelling is the matter: "two Ls in HELLO", "nine letters: could it be OBSTINATE?"
+_LETTERS = re.compile(
+    r"\b(?:letters|[A-Z]s|vowels?|consonants?|syllables?|anagrams?|crosswords?|palindromes?|rhymes?)\b"
+)
+_SPELT = re.compile(r"(?:\b(?:in|be|of|with|from|word|spells?|spelled|spelt|gives?|for)|:)\s$")
+_BEFORE = 160
 _USES = frozenset(["use", "using", "uses", "send", "sends", "via", "call", "an", "a"])
 
 
@@ -90,7 +99,16 @@ def named_here(draft: Draft, start: int, end: int, word: str) -> bool:
         or _counted(left, right, word)
         or any(one is not None for one in (_WRITTEN.match(right), _MEANS.match(right)))
         or _LABEL_BEFORE.search(left) is not None
+        or _spoken_of(draft, start, left, right, word)
     )
+
+
+def _spoken_of(draft: Draft, start: int, left: str, right: str, word: str) -> bool:
+    """A key that is held, or a word whose letters are the matter, also of the sentence before."""
+    if _HELD.search(left):
+        return word not in _WAYS and _HELD_FOR.match(right) is not None
+    near = draft.own[max(0, start - _BEFORE) : start] + right
+    return _SPELT.search(left) is not None and _LETTERS.search(near) is not None
 
 
 def _counted(left: str, right: str, word: str) -> bool:

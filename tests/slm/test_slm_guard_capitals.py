@@ -330,3 +330,30 @@ def test_the_recipe_wants_data() -> None:
 )
 def test_what_follows_a_removed_direction_opens_its_sentence(said: str, mended: str) -> None:
     assert PersonalityGuard().process(said).rewritten_response == mended
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Hold POWER and the volume key until the logo appears.",
+        "Press and hold START for three seconds.",
+        "There are two Ts in BUTTER and two more in BATTER.",
+        "Eight letters, 'very small': it might be TINIEST or a name.",
+        "The vowels in EDUCATION are all five of them.",
+    ],
+)
+def test_a_key_that_is_held_and_a_word_that_is_spelt_are_no_shouts(said: str) -> None:
+    assert "caps_enthusiasm" not in PersonalityGuard().process(said).violations_detected
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Press HARD on the lid, it sticks.",
+        "Your letters to the council are SO good.",
+        "The syllables fit and the rhyme is PERFECT.",
+        "I read all nine letters and I LOVE them.",
+    ],
+)
+def test_excitement_beside_keys_and_letters_is_a_shout(said: str) -> None:
+    assert "caps_enthusiasm" in PersonalityGuard().process(said).violations_detected
