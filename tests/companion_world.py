@@ -6,6 +6,8 @@ from collections.abc import Callable, Generator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+from slm_stand_ins import PATIENT
+
 from mlx_companion.loop.companion import Companion
 from mlx_companion.loop.config import ServeConfig
 from mlx_companion.models.generation import Reply
@@ -114,15 +116,6 @@ WORK: dict[str, Callable[[Any], Any]] = {
     "personality_guard": guard,
     "context_tracker": track,
     "drift_monitor": drift,
-}
-# No stall of the machine makes a module late, nor do its memory and battery leave one out.
-PATIENT = {f"modules.{name}.timeout": 120.0 for name in WORK} | {
-    "orchestration.total_timeout": 240.0,
-    "orchestration.load_timeout": 300.0,
-    "orchestration.fallback_timeout": 120.0,
-    "orchestration.reset_seconds": 3600.0,
-    "orchestration.max_reset_seconds": 3600.0,
-    "resources.adaptive": False,
 }
 
 
