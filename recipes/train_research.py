@@ -1,15 +1,17 @@
 """Train the research classifier: does a query need looking things up?
 
-    python recipes/train_research.py --data train.jsonl --data nq_open_labelled.jsonl \\
-        --clinc clinc150/ --remarks goemotions/train.tsv --out runs/research
+    python recipes/train_research.py --data data --out runs/research
+    python recipes/train_research.py --data data --data more.jsonl
     python recipes/train_research.py --smoke
     mlx-companion slm run research_classifier --in queries.jsonl --out answers.jsonl
 
-Data: rows of {"query", "needs_research", "source"}, in jsonl. Queries from the package's
+Data: a folder with `research/*.jsonl` (rows of {"query", "needs_research", "source"}),
+`clinc150` and `goemotions/train.tsv`, or single files of such rows. Queries from the package's
 templates are added to them (`--per-template 0` for none), and those written for it. What comes
-out: a pack with its model card, held-out figures by source, and a reliability plot. All experts are
-trained nine times: for the pack, for three folds, and with each group of sources left out; about
-an hour of processor time in all, most of it for the encoder. Settings: `ResearchTrainConfig`.
+out: a pack with its model card, held-out figures by source, and a reliability plot. All experts
+are trained nine times: for the pack, for three folds, and with each group of sources left out;
+about an hour of processor time in all, most of it for the encoder. Settings:
+`ResearchTrainConfig`.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from mlx_companion.runtime.files import atomic_write_json, atomic_write_text
 from mlx_companion.runtime.script import script_options, script_settings, script_work
 from mlx_companion.slm.backbone import EncoderAdapter, LanguageModelAdapter
 from mlx_companion.slm.research_queries import Query, generate_queries
-from mlx_companion.slm.research_sources import read_clinc, read_queries, read_remarks, read_written
+from mlx_companion.slm.research_sources import read_collections, read_queries, read_written
 from mlx_companion.slm.research_train import (
     UNSEEN,
     ResearchTrainConfig,
@@ -74,20 +76,16 @@ def _queries(options: argparse.Namespace) -> list[Query]:
     per_template = min(options.per_template, 1) if options.smoke else options.per_template
     queries = generate_queries(per_template, options.seed) + read_written()
     for path in options.data:
-        queries += read_queries(path)
-    if options.clinc is not None:
-        queries += read_clinc(options.clinc)
-    if options.remarks is not None:
-        queries += read_remarks(options.remarks)
+        queries += read_collections(path) if path.is_dir() else read_queries(path)
     # The smoke run wants each of both answers a few times and no more.
     return queries[::12] if options.smoke else queries
 
 
 def _options() -> argparse.ArgumentParser:
     parser = script_options(__doc__, out="runs/research")
-    parser.add_argument("--data", type=Path, action="append", default=[], help="labelled queries")
-    parser.add_argument("--clinc", type=Path, help="CLINC150's folder (train.jsonl, val.jsonl)")
-    parser.add_argument("--remarks", type=Path, help="small talk, one text per line")
+    parser.add_argument(
+        "--data", type=Path, action="append", default=[], help="folder, or labelled queries"
+    )
     parser.add_argument("--model", help=f"alias, hub id or folder ({DEFAULT_MODEL})")
     parser.add_argument("--per-template", type=int, default=14, help="queries made of each (14)")
     parser.add_argument("--seed", type=int, default=0, help="of the queries that are made (0)")

@@ -1,5 +1,6 @@
 """Labelled queries of public collections, as the research classifier's training reads them.
 
+    queries = read_collections("data")                    # a folder with all of the following
     queries = read_queries("research/train.jsonl")        # {"query", "needs_research", "source"}
     queries += read_clinc("clinc150")                     # further intents, and out-of-scope rows
     queries += read_remarks("goemotions/train.tsv", 500)  # small talk: no research
@@ -58,6 +59,27 @@ def read_written() -> list[Query]:
         for name in WRITTEN
         for one in written(name)
     ]
+
+
+def read_collections(folder: str | Path) -> list[Query]:
+    """What a folder holds of `research/*.jsonl`, `clinc150` and `goemotions/train.tsv`.
+
+    Raises:
+        DataError: it holds none of them, or one is malformed.
+    """
+    folder = Path(folder)
+    found = [
+        query for path in sorted(folder.glob("research/*.jsonl")) for query in read_queries(path)
+    ]
+    if (folder / "clinc150").is_dir():
+        found += read_clinc(folder / "clinc150")
+    if (folder / "goemotions").is_dir():
+        found += read_remarks(folder / "goemotions" / "train.tsv")
+    if not found:
+        raise DataError(
+            "expected a folder with research/*.jsonl, clinc150 or goemotions in it", path=folder
+        )
+    return found
 
 
 def read_queries(path: str | Path) -> list[Query]:

@@ -19,7 +19,12 @@ from mlx_companion.slm.research import ResearchClassifier
 from mlx_companion.slm.research_encoder import TuneConfig
 from mlx_companion.slm.research_network import NetworkConfig
 from mlx_companion.slm.research_queries import Query, generate_queries
-from mlx_companion.slm.research_sources import read_clinc, read_queries, read_remarks
+from mlx_companion.slm.research_sources import (
+    read_clinc,
+    read_collections,
+    read_queries,
+    read_remarks,
+)
 from mlx_companion.slm.research_train import (
     KNOWN,
     UNSEEN,
@@ -219,6 +224,21 @@ def test_collections_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     remarks = read_remarks(tmp_path / "remarks.tsv", 5)
     assert sorted(query.text for query in remarks) == ["lol", "so true"]
     assert not any(query.needs_research for query in remarks)
+
+
+def test_a_folder_of_collections_is_read_as_a_whole(tmp_path: Path) -> None:
+    for name in ("research", "clinc150", "goemotions"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(DataError, match=r"research/\*\.jsonl"):
+        read_collections(tmp_path / "research")
+    (tmp_path / "research" / "a.jsonl").write_text('{"query": "rain?", "needs_research": true}\n')
+    visa = '{"text": "a visa?", "intent": "international_visa"}\n'
+    for name in ("train.jsonl", "val.jsonl"):
+        (tmp_path / "clinc150" / name).write_text(visa)
+    (tmp_path / "goemotions" / "train.tsv").write_text("so true\t3\tx\n")
+    found = [(query.text, query.source) for query in read_collections(tmp_path)]
+    more = ("a visa?", "clinc_more")
+    assert found == [("rain?", "a"), more, more, ("so true", "remarks")]
 
 
 def test_the_shipped_pack_is_whole_and_small() -> None:
