@@ -173,8 +173,7 @@ def _ours(queries: mx.array, keys: mx.array, values: mx.array) -> bool:
 def fast_cpu(model: nn.Module, enabled: bool | None = None) -> Iterator[bool]:
     """Run a model's SwiGLU and attention with the functions above inside the block.
 
-    The modules of its layers are looked at and put back as they were afterwards; results agree to
-    float32 rounding, so other models of that family may run meanwhile.
+    Results agree to float32 rounding, and other threads run as before.
 
     Args:
         model: an mlx-lm model.

@@ -3,7 +3,7 @@
     with mended(gptq, model, {"quantize": packed_words}):
         gptq.gptq_quantize(model, ...)
 
-Functions of a module are replaced for the whole process, so one such block runs at a time.
+One such block runs at a time: what is printed is kept quiet for the whole process.
 """
 
 from __future__ import annotations

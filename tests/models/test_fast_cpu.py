@@ -9,6 +9,7 @@ from mlx_lm.models import llama
 from mlx_lm.models.cache import make_prompt_cache
 
 from mlx_companion.models import fast_cpu as fast
+from mlx_companion.models.swapped import SWIGLU, Place, functions_of
 
 
 def normal(*shape: int, seed: int = 0, scale: float = 1.0) -> mx.array:
@@ -83,7 +84,7 @@ def test_a_model_gives_the_same_and_is_put_back(model: llama.Model) -> None:
     expected = model(tokens)
     with fast.fast_cpu(model, enabled=True) as active:
         assert active
-        assert llama.swiglu is fast.swiglu
+        assert functions_of(model)[Place(llama, SWIGLU)] is fast.swiglu
         assert_close(model(tokens), expected)
         cache = make_prompt_cache(model)
         steps = [model(tokens[:, :3], cache=cache), model(tokens[:, 3:], cache=cache)]
