@@ -4,7 +4,8 @@ Why a queue: modules notice things on several threads and in several processes, 
 may lose an update, apply one twice, or change how the companion speaks without a limit. So:
 
 * **Durable before acknowledged.** `queue_update` returns when the row is on the disk. Threads that
-  queue at the same moment share one commit.
+  queue at the same moment share one commit. Inside a `store.transaction()` of the caller's own the
+  row is part of that: it is on the disk when the block has ended well, and never otherwise.
 * **Idempotent.** An update has an id; the same id again is acknowledged and changes nothing.
 * **Ordered.** Updates of one source are decided in the order in which they were acknowledged.
 * **One writer.** `process_queue` decides inside the database's write lock, so two processes
@@ -185,7 +186,8 @@ class ContextSyncManager:
             update: what was learned; a mapping with the fields of `ContextUpdate` does too.
             source: who noticed it.
             id: of the update; the same id again is the same update. A fresh one by default.
-            timeout: seconds to wait for room in a full queue; 0 refuses at once.
+            timeout: seconds to wait for room in a full queue; 0 refuses at once, as is always
+                done inside a transaction, where nobody else could make room.
 
         Raises:
             DataError: a field cannot be stored.
@@ -215,30 +217,49 @@ class ContextSyncManager:
         return self._commit(_Ticket([one.row() for one in entries]), timeout) if entries else []
 
     def _commit(self, ticket: _Ticket, timeout: float) -> list[Receipt]:
-        deadline = time.monotonic() + timeout
+        if self.store.in_transaction:
+            # Others' updates must not depend on how this transaction ends; and they hold the lock
+            # of the leader while they wait for the store, which is this thread's.
+            self._write([ticket])
+            if not ticket.done:
+                ticket.error = self._full()
+        else:
+            self._commit_with_others(ticket, time.monotonic() + timeout)
+        if ticket.error is not None:
+            raise ticket.error
+        return ticket.receipts or []
+
+    def _commit_with_others(self, ticket: _Ticket, deadline: float) -> None:
         with self._guard:
             self._waiting.append(ticket)
         while not ticket.done:
             # Whoever gets the lock commits for all that wait; the others find themselves done.
             with self._leader:
                 if not ticket.done:
-                    self._write()
+                    self._write_all()
                 if not ticket.done and time.monotonic() >= deadline:
                     self._waiting.remove(ticket)
-                    ticket.error = SLMError(
-                        f"the queue of updates is full ({self.config.capacity:,} undecided); call "
-                        "process_queue, wait longer (timeout), or raise 'capacity'"
-                    )
+                    ticket.error = self._full()
             if not ticket.done:
                 time.sleep(_POLL_SECONDS)
-        if ticket.error is not None:
-            raise ticket.error
-        return ticket.receipts or []
 
-    def _write(self) -> None:
-        """Commit the tickets that fit, oldest first; none overtakes another."""
+    def _write_all(self) -> None:
         with self._guard:
             waiting = list(self._waiting)
+        try:
+            self._write(waiting)
+        finally:
+            with self._guard:
+                self._waiting = [one for one in self._waiting if not one.done]
+
+    def _full(self) -> SLMError:
+        return SLMError(
+            f"the queue of updates is full ({self.config.capacity:,} undecided); call "
+            "process_queue, wait longer (timeout), or raise 'capacity'"
+        )
+
+    def _write(self, waiting: Sequence[_Ticket]) -> None:
+        """Commit the tickets that fit, oldest first; none overtakes another."""
         taken: list[_Ticket] = []
         try:
             with self.store.transaction():
@@ -252,16 +273,12 @@ class ContextSyncManager:
         except BaseException as error:
             for ticket in taken or waiting:
                 ticket.error = error
-            taken = taken or waiting
             if not isinstance(error, Exception):
                 raise
         else:
             answers = iter(Receipt(*one) for one in told)
             for ticket in taken:
                 ticket.receipts = [next(answers) for _ in ticket.rows]
-        finally:
-            with self._guard:
-                self._waiting = [one for one in self._waiting if one not in taken]
 
     def process_queue(self, limit: int | None = None) -> QueueReport:
         """Decide the queued updates (at most `limit`), in order, in transactions of a few hundred.

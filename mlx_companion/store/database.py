@@ -75,6 +75,7 @@ class Database:
         self._busy_seconds = busy_seconds
         self._lock = threading.RLock()
         self._depth = 0
+        self._owner: int | None = None
         self._connection: sqlite3.Connection | None = None
         self._unusable = ""
         with _opening, explained(path):
@@ -126,7 +127,7 @@ class Database:
         """
         with self._lock:
             begin, keep, undo = self._statements()
-            self._depth += 1
+            self._depth, self._owner = self._depth + 1, threading.get_ident()
             try:
                 self.execute(begin)
                 yield
@@ -136,6 +137,12 @@ class Database:
                 raise
             finally:
                 self._depth -= 1
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether this thread is inside of a `transaction` block."""
+        # Without the lock: only this thread can make both true or end that.
+        return self._depth > 0 and self._owner == threading.get_ident()
 
     def _statements(self) -> tuple[str, str, tuple[str, ...]]:
         # IMMEDIATE takes the write lock at once: a reader that starts to write half-way through

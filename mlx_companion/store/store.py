@@ -95,6 +95,11 @@ class Store:
         with self.database.transaction():
             yield
 
+    @property
+    def in_transaction(self) -> bool:
+        """Whether this thread is inside of a `transaction` block."""
+        return self.database.in_transaction
+
     @contextlib.contextmanager
     def exclusive(self, name: str = "improve") -> Iterator[None]:
         """Hold a lock that only one process (and one block) at a time can hold.

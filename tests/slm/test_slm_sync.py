@@ -319,6 +319,48 @@ def test_a_waiting_writer_goes_on_when_there_is_room(store: Store) -> None:
     assert [one.position for one in done] == [4]
 
 
+def test_what_others_queue_does_not_hang_on_a_transaction_of_ones_own(store: Store) -> None:
+    sync = ContextSyncManager(store)
+    receipts: list[str] = []
+    other = threading.Thread(target=lambda: receipts.append(sync.queue_update(update("o", 1)).id))
+    with pytest.raises(ZeroDivisionError), store.transaction():
+        other.start()
+        # Until the other holds the lock of whoever commits, and waits for the store.
+        while not sync._leader.locked():
+            time.sleep(0.001)
+        sync.queue_update(update("mine", 1))
+        assert not receipts
+        raise ZeroDivisionError
+    other.join(LONG)
+    assert [entry.id for entry in store.context.history()] == receipts
+    assert [entry.key for entry in store.context.history()] == ["o"]
+
+
+def test_a_leader_inside_a_transaction_commits_its_own_alone(store: Store) -> None:
+    sync = ContextSyncManager(store)
+    receipts: list[str] = []
+    other = threading.Thread(target=lambda: receipts.append(sync.queue_update(update("o", 1)).id))
+    with sync._leader:
+        other.start()
+        while not sync._waiting:
+            time.sleep(0.001)
+        with pytest.raises(ZeroDivisionError), store.transaction():
+            sync.queue_update(update("mine", 1))
+            raise ZeroDivisionError
+        assert not receipts
+    other.join(LONG)
+    assert [entry.id for entry in store.context.history()] == receipts
+
+
+def test_inside_a_transaction_a_full_queue_refuses_at_once(store: Store) -> None:
+    sync = ContextSyncManager(store, SyncConfig(capacity=1))
+    with store.transaction():
+        sync.queue_update(update("k", 1))
+        with pytest.raises(SLMError, match="full"):
+            sync.queue_update(update("k", 2), timeout=LONG)
+    assert [entry.value for entry in store.context.history()] == [1]
+
+
 def test_only_so_many_are_decided_when_asked(sync: ContextSyncManager) -> None:
     sync.queue_updates([update(f"k{n}", n) for n in range(700)])
     assert sync.process_queue(limit=3).decided.total() == 3
