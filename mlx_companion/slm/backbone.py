@@ -158,8 +158,12 @@ class BaseSLMAdapter(ABC):
                 self._cache.move_to_end(text)
             while len(self._cache) > self._cache_size:
                 self._cache.popitem(last=False)
-            if asked:
+        if asked:
+            try:
                 self._worker.submit(lambda: self._compute(asked))
+            except BaseException as error:
+                self._fail(asked, error)
+                raise
         return rows
 
     def _compute(self, asked: dict[str, Future[np.ndarray]]) -> None:
@@ -167,17 +171,25 @@ class BaseSLMAdapter(ABC):
             self._ready()
             with _turn:
                 rows = self._features(list(asked))
+            if len(rows) != len(asked):
+                raise SLMError(
+                    f"'{self.name}' gave {len(rows)} rows of features for {len(asked)} texts; "
+                    "mend its _features"
+                )
         except BaseException as error:
-            with self._lock:
-                for text, future in asked.items():
-                    # Forgotten, so that the next who asks tries again.
-                    if self._cache.get(text) is future:
-                        del self._cache[text]
-            for future in asked.values():
-                future.set_exception(error)
+            self._fail(asked, error)
             return
         for future, row in zip(asked.values(), rows, strict=True):
             future.set_result(row)
+
+    def _fail(self, asked: dict[str, Future[np.ndarray]], error: BaseException) -> None:
+        with self._lock:
+            for text, future in asked.items():
+                # Forgotten, so that the next who asks tries again.
+                if self._cache.get(text) is future:
+                    del self._cache[text]
+        for future in asked.values():
+            future.set_exception(error)
 
     def _ready(self) -> None:
         if not self.loaded:

@@ -79,6 +79,8 @@ class ModuleHealth:
     def __init__(self, name: str, config: OrchestrationConfig) -> None:
         self.name = name
         self.lane = Lane(name, config.max_abandoned)
+        # One for each module, so that a fallback that hangs takes no other's place.
+        self.rules_lane = Lane(f"{name}-rules", config.max_abandoned)
         self.breaker = CircuitBreaker(
             config.failures, config.reset_seconds, config.max_reset_seconds
         )
@@ -153,3 +155,4 @@ class HealthBook:
         """Let the modules' threads go."""
         for health in self._records.values():
             health.lane.close()
+            health.rules_lane.close()

@@ -95,7 +95,12 @@ class _Threads:
             inbox = self._idle.pop() if self._idle else None
         if inbox is None:
             inbox = SimpleQueue()
-            threading.Thread(target=self._serve, args=(inbox,), daemon=True).start()
+            try:
+                threading.Thread(target=self._serve, args=(inbox,), daemon=True).start()
+            except BaseException:
+                with self._changed:
+                    self._busy -= 1
+                raise
         inbox.put((name, work))
 
     def settle(self) -> None:
@@ -230,7 +235,7 @@ class Lane:
             self._abandoned.add(self._turn)
             self._turn = self._current = None
             if self._is_full():
-                self._refuse_all()
+                self._refuse_all(f"too many threads of {self.name} hang")
             elif self._queue:
                 self._ensure_thread()
             return True
@@ -270,12 +275,11 @@ class Lane:
                 return job.timeout
             return min(job.timeout, max(_LEAST_WAIT, ahead.started + ahead.timeout - now))
 
-    def _refuse_all(self) -> None:
+    def _refuse_all(self, why: str) -> None:
         """Tell those who wait that there is no thread for them."""
         for waiting in self._queue:
             if waiting.future.set_running_or_notify_cancel():
-                error = LaneFullError(f"too many threads of {self.name} hang")
-                waiting.future.set_result(Done(None, error, 0.0))
+                waiting.future.set_result(Done(None, LaneFullError(why), 0.0))
         self._queue.clear()
 
     def _is_full(self) -> bool:
@@ -284,7 +288,12 @@ class Lane:
     def _ensure_thread(self) -> None:
         if self._turn is None:
             self._turn = turn = object()
-            _threads.lend(f"slm-{self.name}", lambda: self._work(turn))
+            try:
+                _threads.lend(f"slm-{self.name}", lambda: self._work(turn))
+            except RuntimeError as error:
+                # The system has no thread left; who waits would wait for ever.
+                self._turn = None
+                self._refuse_all(f"no thread can be started for {self.name} ({error})")
 
     def _forget(self, job: _Job) -> None:
         """Take a job that nobody waits for any more out of the queue."""

@@ -132,7 +132,6 @@ class SLMOrchestrator:
     def close(self) -> None:
         """Let the threads go. Modules and backbones stay with the factory."""
         self._machine.close()
-        self._substitutes.lane.close()
         self._book.close()
 
     async def _run(self, inputs: Inputs, modules: Iterable[str] | None, mode: Mode) -> RunReport:

@@ -15,7 +15,7 @@ from mlx_companion.errors import DataError
 from mlx_companion.slm.config import SLMConfig
 from mlx_companion.slm.factory import SLMFactory
 from mlx_companion.slm.health import HealthBook, ModuleHealth
-from mlx_companion.slm.lanes import Done, Lane, LaneFullError
+from mlx_companion.slm.lanes import Done, LaneFullError
 from mlx_companion.slm.loading import Failure, left_alone, told
 from mlx_companion.slm.outcomes import FALLBACKS, ModuleOutcome, NonsenseError, checked
 from mlx_companion.slm.plan import ExecutionPlan, PlanStep, SkippedModule
@@ -23,7 +23,7 @@ from mlx_companion.slm.results import ModuleResult
 
 
 class Substitutes:
-    """Answers in the place of modules, on a thread of its own.
+    """Answers in the place of modules, for each on a thread of its own.
 
     Args:
         config: whether, and for how long.
@@ -35,7 +35,6 @@ class Substitutes:
         self._limits = config.orchestration
         self._factory = factory
         self._book = book
-        self.lane = Lane("fallbacks", self._limits.max_abandoned)
 
     async def outcome(
         self, name: str, item: Any, failure: Failure, seconds: float
@@ -61,7 +60,7 @@ class Substitutes:
             return None if answer is None else checked(name, answer)
 
         try:
-            done = await self.lane.run(work, self._limits.fallback_timeout)
+            done = await self._book[name].rules_lane.run(work, self._limits.fallback_timeout)
         except (TimeoutError, LaneFullError) as error:
             return None, told(error)
         return done.value, None if done.error is None else told(done.error)
@@ -154,15 +153,26 @@ class MessageRun:
         if not health.breaker.allow():
             return left_alone(health)
         failure = Failure("timeout", f"no answer within {step.timeout:g} s")
+        begun = False
+
+        def work() -> ModuleResult:
+            nonlocal begun
+            begun = True
+            return self._work(step.module)
+
         try:
             async with asyncio.timeout(self._left()) as limit:
-                done = await health.lane.run(lambda: self._work(step.module), step.timeout)
+                done = await health.lane.run(work, step.timeout)
         except LaneFullError as error:
             health.breaker.trip(str(error))
             return Failure("open", str(error))
         except TimeoutError:
             failure = late if limit.expired() else failure
-            health.breaker.failure(failure.error)
+            if begun:
+                health.breaker.failure(failure.error)
+            else:
+                # It waited behind other messages, which says nothing of the module.
+                health.breaker.withdraw()
             return failure
         except asyncio.CancelledError:
             health.breaker.withdraw()

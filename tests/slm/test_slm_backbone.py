@@ -166,6 +166,28 @@ def test_a_failure_reaches_who_asked_and_is_tried_again() -> None:
     assert adapter.features(["a"])[0, 0] == 1
 
 
+def test_too_few_rows_are_told_to_all_who_wait() -> None:
+    adapter = _Counting()
+    adapter._features = lambda texts: np.zeros((1, 1), dtype=np.float32)  # type: ignore[method-assign]
+    with ThreadPoolExecutor(1) as pool, pytest.raises(SLMError, match="1 rows of features for 2"):
+        pool.submit(adapter.features, ["a", "b"]).result(LONG)
+    del adapter._features
+    assert adapter.features(["b"])[0, 0] == 1
+
+
+def test_without_a_thread_it_is_told_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter = _Counting()
+
+    def refuse(work: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(adapter._worker, "submit", refuse)
+        with pytest.raises(RuntimeError, match="new thread"):
+            adapter.prefetch(["a"])
+    assert adapter.features(["a"])[0, 0] == 1
+
+
 def test_unloaded_models_load_again() -> None:
     adapter = _Counting()
     adapter.load()

@@ -135,6 +135,21 @@ def test_work_that_hangs_is_left_behind_and_replaced() -> None:
     run(main())
 
 
+def test_without_a_thread_it_is_told_and_the_next_one_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    lane, threads = Lane("a"), lanes._Threads()
+    monkeypatch.setattr(lanes, "_threads", threads)
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        job = lane.post(lambda: 1, LONG)
+        with pytest.raises(LaneFullError, match="no thread can be started for a"):
+            raise job.result(LONG).error or AssertionError
+    assert run(lane.run(lambda: 2, LONG)).value == 2
+
+
 def test_what_waits_behind_hanging_work_runs_on_the_new_thread(clock: Clock) -> None:
     lane, hang = Lane("a"), Hang()
 

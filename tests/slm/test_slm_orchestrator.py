@@ -325,6 +325,43 @@ def test_hung_threads_are_counted_and_bounded(go: threading.Event) -> None:
     assert grown <= 2 + 6 * 2
 
 
+def test_waiting_behind_other_messages_is_no_failure_of_the_module(go: threading.Event) -> None:
+    async def scene(own: SLMOrchestrator) -> Any:
+        runs = [own.run_parallel(f"message {n}", ["context_tracker"]) for n in range(6)]
+        reports = await asyncio.gather(*runs)
+        return [one["context_tracker"].status for one in reports], own.status()
+
+    module = StandIn("context_tracker", lambda _: go.wait())
+    config = configured(orchestration__total_timeout=0.2)
+    with not_hanging(LONG):
+        statuses, modules = play(scene, config, context_tracker=module)
+    tracker = next(one for one in modules if one.module == "context_tracker")
+    assert set(statuses) == {"timeout"}
+    # Only the first one has begun.
+    assert (tracker.breaker.state, tracker.breaker.failures) == ("closed", 1)
+
+
+def test_a_fallback_that_hangs_takes_no_other_modules_place(go: threading.Event) -> None:
+    broken = raising(ValueError("broken"))
+    tracker = StandIn("context_tracker", broken, lambda _: go.wait())
+    rules = StandIn("research_classifier", broken, lambda _: RULE)
+    config = configured(orchestration__fallback_timeout=0.02, orchestration__failures=1000)
+
+    async def scene(own: SLMOrchestrator) -> Any:
+        for _ in range(4):
+            await own.run_parallel("x", ["context_tracker"])
+        found = None
+        while found is None:
+            # On a busy machine even rules may take longer than that.
+            found = (await own.run_parallel("x", ["research_classifier"])).result(
+                "research_classifier"
+            )
+        return found
+
+    with not_hanging(LONG):
+        assert play(scene, config, context_tracker=tracker, research_classifier=rules) == RULE
+
+
 def test_cancelling_calls_off_what_has_not_begun(go: threading.Event) -> None:
     drift = StandIn("drift_monitor")
     slow = StandIn("research_classifier", lambda _: go.wait())
