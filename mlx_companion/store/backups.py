@@ -25,6 +25,8 @@ from mlx_companion.store.values import now
 # A full check reads every index entry; beyond this size (bytes) only the structure is checked.
 FULL_CHECK_BYTES = 32 * 1024 * 1024
 KEEP = 5
+# Of the name of a backup, behind that of the database.
+_STAMP = r"-\d{8}T\d{12}Z-v\d+\.db"
 
 
 def backup_folder(path: Path) -> Path:
@@ -34,11 +36,34 @@ def backup_folder(path: Path) -> Path:
 
 def list_backups(path: Path) -> list[Path]:
     """The backups of the database at `path`, oldest first."""
-    pattern = re.compile(re.escape(path.stem) + r"-\d{8}T\d{12}Z-v\d+\.db")
+    pattern = re.compile(re.escape(path.stem) + _STAMP)
     folder = backup_folder(path)
     if not folder.is_dir():
         return []
     return sorted(entry for entry in folder.iterdir() if pattern.fullmatch(entry.name))
+
+
+def list_copies(path: Path) -> list[Path]:
+    """Every file that holds a copy of the database at `path`, or a part of one.
+
+    Those are the backups, damaged files put aside, and what a kill left of a copy half-way, with
+    the logs of each.
+    """
+    logs = r"(-wal|-shm|-journal)?"
+    half = r"(\.tmp-[0-9a-f]+-\d+-[0-9a-f]+-)?"
+    name, backup = re.escape(path.name), re.escape(path.stem) + _STAMP
+    places = {
+        path.parent: rf"{name}\.damaged-.*|{half}{name}{logs}",
+        backup_folder(path): rf"{half}{backup}{logs}",
+    }
+    own = {path.with_name(f"{path.name}{end}") for end in ("", "-wal", "-shm", "-journal")}
+    return [
+        entry
+        for folder, pattern in places.items()
+        if folder.is_dir()
+        for entry in sorted(folder.iterdir())
+        if re.fullmatch(pattern, entry.name) and entry not in own
+    ]
 
 
 def latest_backup(path: Path) -> Path | None:

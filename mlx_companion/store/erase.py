@@ -21,7 +21,7 @@ from pathlib import Path
 
 from mlx_companion.errors import StoreError
 from mlx_companion.runtime.paths import data_dir
-from mlx_companion.store.backups import backup_folder, list_backups
+from mlx_companion.store.backups import backup_folder, list_copies
 from mlx_companion.store.faults import files_explained
 from mlx_companion.store.kinds import KINDS
 from mlx_companion.store.store import Store
@@ -149,7 +149,7 @@ def _delete(path: Path) -> int:
 
 
 def _delete_copies(path: Path) -> int:
-    copies = [*list_backups(path), *path.parent.glob(f"{path.name}.damaged-*")]
+    copies = list_copies(path)
     for copy in copies:
         copy.unlink(missing_ok=True)
     folder = backup_folder(path)

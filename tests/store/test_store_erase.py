@@ -58,6 +58,24 @@ def test_no_trace_is_left_in_the_folder(store: Store) -> None:
     assert not (store.folder / "backups").exists()
 
 
+def test_what_kills_left_of_copies_goes_too(tmp_path: Path) -> None:
+    with Store(tmp_path / "mine [1].db") as store:
+        name = store.backup().name
+        left = [
+            f"backups/.tmp-0bbfd16a-99999-abcdef01-{name}",
+            f"backups/.tmp-0bbfd16a-99999-abcdef01-{name}-journal",
+            ".tmp-0bbfd16a-99999-abcdef01-mine [1].db",
+            "mine [1].db.damaged-20260301T120000",
+            "mine [1].db.damaged-20260301T120000-wal",
+        ]
+        others = ["mine 1.db.damaged-2026", "mine [1].db.txt", "backups/other-backup.db"]
+        for path in (*left, *others):
+            (tmp_path / path).write_text(SECRET)
+        assert forget(store)["backups"] == len(left) + 1
+        assert sorted(traces(tmp_path)) == sorted(tmp_path / path for path in others)
+        store.check()
+
+
 def test_in_the_user_data_folder_whole_folders_go() -> None:
     with Store() as store:
         tell(store)
