@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 import threading
+import weakref
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from mlx_companion.models.encoder import SentenceEncoder
     from mlx_companion.models.load import LanguageModel
     from mlx_companion.models.prompts import Prompt
+    from mlx_companion.slm.bert_rows import BertRows
 
 T = TypeVar("T")
 
@@ -60,6 +62,7 @@ class BaseSLMAdapter(ABC):
         self._cache: OrderedDict[str, Future[np.ndarray]] = OrderedDict()
         self._lock = threading.RLock()
         self._worker = Worker(f"slm-{name}")
+        _adapters.add(self)
 
     @property
     @abstractmethod
@@ -103,8 +106,7 @@ class BaseSLMAdapter(ABC):
     def unload(self) -> None:
         """Give its memory back; the next use loads it again."""
         self._run(self._unload)
-        with self._lock:
-            self._cache.clear()
+        self.forget_texts()
 
     def features(self, texts: Sequence[str]) -> np.ndarray:
         """Features of texts; computed once for each text, whichever threads ask.
@@ -128,6 +130,11 @@ class BaseSLMAdapter(ABC):
     def prefetch(self, texts: Sequence[str]) -> None:
         """Begin with the features of texts, and do not wait: `features` will find them."""
         self._rows(list(texts))
+
+    def forget_texts(self) -> None:
+        """Forget the texts whose features are kept; the model stays."""
+        with self._lock:
+            self._cache.clear()
 
     def generate(self, prompt: Prompt, max_tokens: int = 128) -> str:
         """A reply of the model, greedy.
@@ -197,6 +204,15 @@ class BaseSLMAdapter(ABC):
 
     def _run(self, work: Callable[[], T]) -> T:
         return self._worker.submit(work).result()
+
+
+_adapters: weakref.WeakSet[BaseSLMAdapter] = weakref.WeakSet()
+
+
+def forget_texts() -> None:
+    """Forget the texts that the backbones of this process keep with their features."""
+    for adapter in list(_adapters):
+        adapter.forget_texts()
 
 
 class LanguageModelAdapter(BaseSLMAdapter):
@@ -309,6 +325,7 @@ class EncoderAdapter(BaseSLMAdapter):
         super().__init__(name or (source if isinstance(source, str) else "encoder"), cache_size)
         self._source = source
         self._encoder: SentenceEncoder | None = None
+        self._read: BertRows | None = None
 
     @property
     def loaded(self) -> bool:
@@ -333,16 +350,25 @@ class EncoderAdapter(BaseSLMAdapter):
 
     def _load(self) -> None:
         from mlx_companion.models.encoder import load_encoder
+        from mlx_companion.slm.bert_rows import bert_rows
 
         source: Any = self._source
-        self._encoder = load_encoder(source) if isinstance(source, str) else source
+        encoder = load_encoder(source) if isinstance(source, str) else source
+        self._read, self._encoder = bert_rows(encoder.model), encoder
 
     def _unload(self) -> None:
-        self._encoder = None
+        self._encoder = self._read = None
 
     def _features(self, texts: Sequence[str]) -> np.ndarray:
         assert self._encoder is not None
-        return self._encoder.encode(texts)
+        if self._read is None:
+            return self._encoder.encode(texts)
+        states = self._read([one.ids for one in self._encoder.tokenizer.encode_batch(list(texts))])
+        first = self._encoder.pooling == "cls"
+        pooled = np.stack([one[0] if first else one.mean(axis=0) for one in states])
+        lengths = np.linalg.norm(pooled, axis=1, keepdims=True)
+        unit: np.ndarray = pooled / np.maximum(lengths, 1e-12)
+        return unit
 
     def _generate(self, prompt: Prompt, max_tokens: int) -> str:
         raise SLMError(f"'{self.name}' is a sentence encoder and makes no text")

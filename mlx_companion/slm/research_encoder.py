@@ -22,6 +22,7 @@ import numpy as np
 from mlx_companion.errors import ConfigError, SLMError
 from mlx_companion.runtime.stop import NEVER, StopSwitch
 from mlx_companion.slm.backbone import MAX_TOKENS, EncoderAdapter, cut_in_the_middle
+from mlx_companion.slm.bert_rows import bert_rows
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -115,18 +116,8 @@ class Tuned:
         Raises:
             SLMError: there is no such difference among the arrays, or it does not fit the encoder.
         """
-        head = arrays.get(f"{PREFIX}.head")
-        paths = [n[len(PREFIX) + 1 : -2] for n in arrays if n.startswith(f"{PREFIX}.layers.")]
-        if head is None or not paths or head.shape != (2 * encoder.dimensions + 1,):
-            raise SLMError("the pack has no tuned encoder of that size; restore it, or train it")
+        update, head = _stored(encoder, arrays)
         try:
-            update = {
-                p: (
-                    arrays[f"{PREFIX}.{p}.a"].astype(np.float32),
-                    arrays[f"{PREFIX}.{p}.b"].astype(np.float32),
-                )
-                for p in dict.fromkeys(paths)
-            }
             model = _merged(encoder.model, update)
         except (KeyError, ValueError) as error:
             raise SLMError(f"the tuned encoder's arrays do not fit ({error})") from error
@@ -148,24 +139,61 @@ class TunedEncoder(EncoderAdapter):
         super().__init__(name=f"{base.name} (tuned)", cache_size=cache_size)
         self._base, self._arrays = base, arrays
         self._tuned: Tuned | None = None
+        self._head = np.zeros(0, dtype=np.float32)
+        self._own_bytes = 0
 
     @property
     def memory_bytes(self) -> int:
         """Of the weights that it does not share with its base."""
-        layers = self._tuned.update.values() if self._tuned is not None else ()
-        return sum(4 * len(a) * b.shape[1] for a, b in layers)
+        return self._own_bytes if self.loaded else 0
 
     def _load(self) -> None:
-        self._tuned = Tuned.from_arrays(published(self._base), self._arrays)
-        self._encoder = self._tuned.encoder
+        encoder = published(self._base)
+        update, self._head = _stored(encoder, self._arrays)
+        self._own_bytes = sum(4 * len(a) * b.shape[1] for a, b in update.values())
+        self._read = bert_rows(encoder.model, update)
+        if self._read is None:
+            self._tuned = Tuned.from_arrays(encoder, self._arrays)
+        self._encoder = encoder
 
     def _unload(self) -> None:
         super()._unload()
         self._tuned = None
 
     def _features(self, texts: Sequence[str]) -> np.ndarray:
-        assert self._tuned is not None
-        return self._tuned.logits(texts)[:, None]
+        if self._tuned is not None:
+            return self._tuned.logits(texts)[:, None]
+        assert self._encoder is not None
+        assert self._read is not None
+        states = self._read(_tokens(self._encoder, texts))
+        pooled = np.stack([np.concatenate([one.mean(axis=0), one[0]]) for one in states])
+        logits: np.ndarray = pooled @ self._head[:-1] + self._head[-1]
+        return logits[:, None]
+
+
+def _stored(
+    encoder: SentenceEncoder, arrays: Mapping[str, np.ndarray]
+) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], np.ndarray]:
+    """The update and the head (2 D + 1,) of `to_arrays`.
+
+    Raises:
+        SLMError: they are not there, or are of another size.
+    """
+    head = arrays.get(f"{PREFIX}.head")
+    paths = [n[len(PREFIX) + 1 : -2] for n in arrays if n.startswith(f"{PREFIX}.layers.")]
+    if head is None or not paths or head.shape != (2 * encoder.dimensions + 1,):
+        raise SLMError("the pack has no tuned encoder of that size; restore it, or train it")
+    try:
+        update = {
+            path: (
+                arrays[f"{PREFIX}.{path}.a"].astype(np.float32),
+                arrays[f"{PREFIX}.{path}.b"].astype(np.float32),
+            )
+            for path in dict.fromkeys(paths)
+        }
+    except KeyError as error:
+        raise SLMError(f"the tuned encoder's arrays do not fit ({error})") from error
+    return update, head
 
 
 def published(adapter: EncoderAdapter) -> SentenceEncoder:

@@ -11,7 +11,7 @@ training::
 Only the lower layers run, on a window around the word, with the weights left in their file and
 mapped into memory, so that there is nothing to load and nothing is held twice. Never downloads.
 
-Source: Devlin et al., "BERT", 2018; the encoder is all-MiniLM-L6-v2 (Apache-2.0).
+The encoder is all-MiniLM-L6-v2 (Apache-2.0), read by `bert_rows`.
 """
 
 from __future__ import annotations
@@ -20,23 +20,20 @@ import functools
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from mlx_companion.errors import CompanionError, SLMError
 from mlx_companion.runtime.logs import get_logger
+from mlx_companion.slm.bert_rows import BertRows, mapped_weights
 
 LAYERS = (3, 4, 5)
 # Characters to each side of a word that are read.
 _REACH = 200
 _MOST_TOKENS = 160
 _MOST_TERMS = 2048
-# Tokens of one forward pass.
-_BATCH_TOKENS = 768
-_KINDS = {"F32": "<f4", "F16": "<f2"}
 
 _log = get_logger(__name__)
 Asked = tuple[str, tuple[int, int], str]
@@ -62,23 +59,18 @@ class TermReader:
         folder = Path(folder)
         try:
             config = json.loads((folder / "config.json").read_text("utf-8"))
-            self._heads = int(config["num_attention_heads"])
-            self._epsilon = np.float32(config["layer_norm_eps"])
             self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-            self._weights = _mapped(folder / "model.safetensors")
-            self._words = self._weights["embeddings.word_embeddings.weight"]
-            self._layers = [self._layer(at) for at in range(LAYERS[-1])]
-            places = self._weights["embeddings.position_embeddings.weight"]
-            kind = self._weights["embeddings.token_type_embeddings.weight"][0]
-            self._places = (places[:_MOST_TOKENS] + kind).astype(np.float32)
-        except (OSError, KeyError, ValueError, TypeError) as error:
+            weights = mapped_weights(folder / "model.safetensors")
+            heads, epsilon = int(config["num_attention_heads"]), float(config["layer_norm_eps"])
+            self._read = BertRows(weights, heads, epsilon, layers=LAYERS[-1])
+        except (OSError, KeyError, ValueError, TypeError, SLMError) as error:
             raise SLMError(f"no encoder that can be read in {folder} ({error})") from error
         except Exception as error:
             raise SLMError(f"the tokenizer in {folder} cannot be read ({error})") from error
-        self.columns = (1 + len(LAYERS)) * self._words.shape[1] + 2 * LAYERS[-1]
+        self.columns = (1 + len(LAYERS)) * self._read.width + 2 * LAYERS[-1]
         self.sha256 = encoder_sha256(folder)
         self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(max_length=len(self._places))
+        self._tokenizer.enable_truncation(max_length=min(_MOST_TOKENS, self._read.places))
         self._terms: OrderedDict[str, np.ndarray] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -114,69 +106,14 @@ class TermReader:
         """States (1 + layers, D) of each place in its text, its tokens on average."""
         texts = list(dict.fromkeys(text for text, _ in windows))
         read = dict(zip(texts, self._tokenizer.encode_batch(texts), strict=True))
-        hidden: dict[str, np.ndarray] = {}
-        by_length: dict[int, list[str]] = {}
-        for text in texts:
-            by_length.setdefault(len(read[text].ids), []).append(text)
-        for length, those in by_length.items():
-            size = max(1, _BATCH_TOKENS // length)
-            for first in range(0, len(those), size):
-                batch = those[first : first + size]
-                states = self._forward(np.array([read[text].ids for text in batch]))
-                hidden.update(zip(batch, states, strict=True))
+        states = self._read.every_layer([read[text].ids for text in texts])
+        hidden = dict(zip(texts, states, strict=True))
         found = []
         for text, (start, end) in windows:
             offsets = read[text].offsets
             at = [i for i, (a, b) in enumerate(offsets) if a < end and b > max(start, a)]
             found.append(hidden[text][:, at or [0]].mean(axis=1))
         return found
-
-    def _forward(self, ids: np.ndarray) -> np.ndarray:
-        """Tokens (B, L) to states (B, 1 + layers, L, D) before and after each layer."""
-        x = self._words[ids].astype(np.float32) + self._places[: ids.shape[1]]
-        x = self._norm(x, *self._part("embeddings.LayerNorm"))
-        states = [x]
-        for layer in self._layers:
-            x = self._step(x, layer)
-            states.append(x)
-        return np.stack(states, axis=1)
-
-    def _step(self, x: np.ndarray, layer: dict[str, tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-        batch, length, width = x.shape
-        shape = (batch, length, self._heads, width // self._heads)
-        q, k, v = (
-            (x @ layer[name][0].T + layer[name][1]).reshape(shape).transpose(0, 2, 1, 3)
-            for name in ("query", "key", "value")
-        )
-        scores = q @ k.transpose(0, 1, 3, 2) / np.float32(np.sqrt(shape[3]))
-        powers = np.exp(scores - scores.max(axis=-1, keepdims=True))
-        mixed = (powers / powers.sum(axis=-1, keepdims=True)) @ v
-        joined = mixed.transpose(0, 2, 1, 3).reshape(batch, length, width)
-        x = self._norm(x + joined @ layer["mix"][0].T + layer["mix"][1], *layer["mix_norm"])
-        inner = _gelu(x @ layer["up"][0].T + layer["up"][1])
-        return self._norm(x + inner @ layer["down"][0].T + layer["down"][1], *layer["down_norm"])
-
-    def _norm(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-        x = x - x.mean(axis=-1, keepdims=True)
-        deviation = np.sqrt((x * x).mean(axis=-1, keepdims=True) + self._epsilon)
-        result: np.ndarray = x / deviation * weight + bias
-        return result
-
-    def _layer(self, at: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        names = {
-            "query": "attention.self.query",
-            "key": "attention.self.key",
-            "value": "attention.self.value",
-            "mix": "attention.output.dense",
-            "mix_norm": "attention.output.LayerNorm",
-            "up": "intermediate.dense",
-            "down": "output.dense",
-            "down_norm": "output.LayerNorm",
-        }
-        return {key: self._part(f"encoder.layer.{at}.{name}") for key, name in names.items()}
-
-    def _part(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        return self._weights[f"{name}.weight"], self._weights[f"{name}.bias"]
 
 
 @functools.lru_cache(maxsize=4)
@@ -219,21 +156,6 @@ def encoder_sha256(folder: Path) -> str:
     return content_sha256(weight_files(folder))
 
 
-def _mapped(path: Path) -> dict[str, np.ndarray]:
-    """Tensors of a safetensors file, mapped and not read."""
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        header: dict[str, Any] = json.loads(file.read(size))
-    data = np.memmap(path, dtype=np.uint8, mode="r", offset=8 + size)
-    arrays = {}
-    for name, told in header.items():
-        if name != "__metadata__" and told["dtype"] in _KINDS:
-            first, last = told["data_offsets"]
-            array = data[first:last].view(np.ndarray).view(_KINDS[told["dtype"]])
-            arrays[name.removeprefix("bert.")] = array.reshape(told["shape"])
-    return arrays
-
-
 def _window(text: str, span: tuple[int, int]) -> tuple[str, tuple[int, int]]:
     """What is read of a text, and the place in it."""
     start, end = span
@@ -250,16 +172,3 @@ def _row(here: np.ndarray, alone: np.ndarray) -> np.ndarray:
     middle = LAYERS[len(LAYERS) // 2]
     parts = [here[middle], *(change[at] for at in LAYERS), likeness[1:]]
     return np.concatenate([*parts, np.linalg.norm(change, axis=1)[1:]]).astype(np.float32)
-
-
-def _gelu(x: np.ndarray) -> np.ndarray:
-    return 0.5 * x * (1 + _erf()(x * np.float32(np.sqrt(0.5))))
-
-
-@functools.cache
-def _erf() -> Callable[[np.ndarray], Any]:
-    # Imported when it is needed: it takes longer than all else here.
-    from scipy.special import erf
-
-    function: Callable[[np.ndarray], Any] = erf
-    return function
