@@ -2,8 +2,8 @@
 
 A query of a dozen tokens is mostly the fetching of weights from memory. MLX's Linux CPU backend
 adds hundreds of small operations to that; NumPy does the same with fewer, on the very arrays of a
-loaded encoder or on a file mapped into memory. Nothing is held twice: only matrices that a pack's
-low-rank update changes are made anew::
+loaded encoder or on a file mapped into memory (`encoder_files`). Nothing is held twice: only
+matrices that a pack's low-rank update changes are made anew::
 
     rows = bert_rows(encoder.model)                    # None where MLX's own way is to be used
     first, second = rows([[101, 7592, 102], [101, 102]])     # hidden states (3, D) and (2, D)
@@ -17,12 +17,10 @@ Source: Devlin et al., "BERT", 2018; Hu et al., "LoRA", 2021 (the updates).
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,7 +34,6 @@ if TYPE_CHECKING:
 Update = Mapping[str, tuple[np.ndarray, np.ndarray]]
 # Tokens of one pass: more are no faster, and take memory.
 _MOST_TOKENS = 768
-_KINDS = {"F32": "<f4", "F16": "<f2"}
 _ATTENTION = ("attention.query", "attention.key", "attention.value")
 _LINEAR = (*_ATTENTION, "attention.output", "intermediate", "output")
 
@@ -249,35 +246,6 @@ def bert_rows(model: Bert, update: Update | None = None) -> BertRows | None:
     views = {name: np.array(array, copy=False) for name, array in arrays.items()}
     config = model.config
     return BertRows(views, config.num_attention_heads, config.layer_norm_eps, update=update)
-
-
-def mapped_weights(path: Path) -> dict[str, np.ndarray]:
-    """Floating-point tensors of a published BERT, mapped into memory and not read.
-
-    Args:
-        path: a safetensors file.
-
-    Returns:
-        Arrays under the names of `mlx_companion.models.bert.Bert`.
-
-    Raises:
-        OSError: it cannot be opened.
-        ValueError: it is cut off, or no safetensors file.
-    """
-    from mlx_companion.models.bert import mlx_name
-
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        header: dict[str, Any] = json.loads(file.read(size))
-    data = np.memmap(path, dtype=np.uint8, mode="r", offset=8 + size)
-    arrays = {}
-    for name, told in header.items():
-        here = None if name == "__metadata__" else mlx_name(name)
-        if here is not None and told["dtype"] in _KINDS:
-            first, last = told["data_offsets"]
-            array = data[first:last].view(np.ndarray).view(_KINDS[told["dtype"]])
-            arrays[here] = array.reshape(told["shape"])
-    return arrays
 
 
 def _norm_weights(weights: Mapping[str, np.ndarray], name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -17,7 +17,6 @@ The encoder is all-MiniLM-L6-v2 (Apache-2.0), read by `bert_rows`.
 from __future__ import annotations
 
 import functools
-import json
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -25,9 +24,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mlx_companion.errors import CompanionError, SLMError
+from mlx_companion.errors import SLMError
 from mlx_companion.runtime.logs import get_logger
-from mlx_companion.slm.bert_rows import BertRows, mapped_weights
+from mlx_companion.slm.encoder_files import cached_encoder, encoder_sha256, open_encoder
 
 LAYERS = (3, 4, 5)
 # Characters to each side of a word that are read.
@@ -54,22 +53,10 @@ class TermReader:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        from tokenizers import Tokenizer
-
         folder = Path(folder)
-        try:
-            config = json.loads((folder / "config.json").read_text("utf-8"))
-            self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-            weights = mapped_weights(folder / "model.safetensors")
-            heads, epsilon = int(config["num_attention_heads"]), float(config["layer_norm_eps"])
-            self._read = BertRows(weights, heads, epsilon, layers=LAYERS[-1])
-        except (OSError, KeyError, ValueError, TypeError, SLMError) as error:
-            raise SLMError(f"no encoder that can be read in {folder} ({error})") from error
-        except Exception as error:
-            raise SLMError(f"the tokenizer in {folder} cannot be read ({error})") from error
+        self._tokenizer, self._read = open_encoder(folder, LAYERS[-1])
         self.columns = (1 + len(LAYERS)) * self._read.width + 2 * LAYERS[-1]
         self.sha256 = encoder_sha256(folder)
-        self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_length=min(_MOST_TOKENS, self._read.places))
         self._terms: OrderedDict[str, np.ndarray] = OrderedDict()
         self._lock = threading.Lock()
@@ -134,26 +121,8 @@ def find_reader(sha256: str | None = None) -> TermReader | None:
     Returns:
         None when the encoder is not on this disk (it is not fetched for this) or cannot be read.
     """
-    from mlx_companion.models import hub, wheel
-    from mlx_companion.models.registry import DEFAULT_ENCODER, spec_for
-
-    try:
-        spec = spec_for(DEFAULT_ENCODER)
-        folder = wheel.cached(spec) or hub.cached(spec)
-        if folder is None or (sha256 is not None and encoder_sha256(folder) != sha256):
-            return None
-    except (CompanionError, OSError) as error:
-        _log.warning("the sense check goes without the encoder: %s", error)
-        return None
-    return _reader_at(folder)
-
-
-def encoder_sha256(folder: Path) -> str:
-    """Content hash of an encoder's weights, hex."""
-    from mlx_companion.models.folder import weight_files
-    from mlx_companion.models.hashing import content_sha256
-
-    return content_sha256(weight_files(folder))
+    folder = cached_encoder(sha256)
+    return None if folder is None else _reader_at(folder)
 
 
 def _window(text: str, span: tuple[int, int]) -> tuple[str, tuple[int, int]]:

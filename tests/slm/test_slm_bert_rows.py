@@ -15,7 +15,8 @@ from mlx_companion.models import load_encoder
 from mlx_companion.models.encoder import SentenceEncoder
 from mlx_companion.slm import bert_rows as module
 from mlx_companion.slm.backbone import EncoderAdapter, shared_encoder
-from mlx_companion.slm.bert_rows import BertRows, Update, bert_rows, mapped_weights
+from mlx_companion.slm.bert_rows import BertRows, Update, bert_rows
+from mlx_companion.slm.encoder_files import mapped_weights
 from mlx_companion.slm.packs import load_pack, packaged
 from mlx_companion.slm.research_encoder import Tuned, TunedEncoder, published
 
