@@ -47,9 +47,10 @@ from mlx_companion.loop.probing import check_probes
 from mlx_companion.loop.prompting import Known, built_prompt, polish
 from mlx_companion.loop.served import ServedModel
 from mlx_companion.loop.trace import Trace, short
+from mlx_companion.loop.turns import Turns
 from mlx_companion.models.generation import Reply
 from mlx_companion.runtime.config import load_config
-from mlx_companion.runtime.stop import NEVER, StopSwitch
+from mlx_companion.runtime.stop import NEVER, EitherSwitch, StopSwitch
 from mlx_companion.slm.lanes import Lane
 from mlx_companion.slm.results import ContextResult, DriftResult
 from mlx_companion.slm.sync import Change, ContextSyncManager, QueueReport, SyncConfig
@@ -126,7 +127,7 @@ class Companion:
         # One thread for the model: its replies and its loading never run beside each other.
         self._model_thread = Worker("companion-model")
         self._research_lane = Lane("research-tool")
-        self._turns: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
+        self._turns = Turns()
 
     @classmethod
     def open(
@@ -178,7 +179,7 @@ class Companion:
             GenerationError: it is longer than the model's context.
             StoreError: the exchange cannot be stored.
         """
-        async with self._turn():
+        async with self._turns.turn():
             turn = self.conversation.begin(text)
             trace = self.last_trace = Trace()
             known = await self._listen(turn, trace)
@@ -250,14 +251,20 @@ class Companion:
             What was deleted; see `store.erase.forget`.
 
         Raises:
+            LoopError: a reply is being made.
             StoreError: another process is reading the store, or `improve` is running.
         """
-        counts = erase_learned(self.store, conversations=conversations)
-        self._modules.forget()
-        self.last_trace = None
-        if conversations:
+        with self._turns.idle():
+            self.last_trace = None
+            try:
+                return erase_learned(self.store, conversations=conversations)
+            finally:
+                self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Forget here what was forgotten in the store, by whomever."""
+        if self._modules.catch_up():
             self.conversation.new()
-        return counts
 
     def check_probes(self, *, accept: bool = False) -> DriftResult | None:
         """Ask the active version twenty fixed questions and compare with the accepted answers.
@@ -278,6 +285,7 @@ class Companion:
     def close(self) -> None:
         """Let the threads and modules go, and the store when `open` opened it."""
         self._model_thread.settle(_PATIENCE)
+        self._research_lane.close()
         self._modules.close()
         with contextlib.suppress(StoreError):
             self._presence.leave()
@@ -298,6 +306,7 @@ class Companion:
     async def _listen(self, turn: Turn, trace: Trace) -> Known:
         known = Known()
         with trace.step("listen", turn.prompt) as step:
+            await asyncio.to_thread(self._catch_up)
             known.facts = await asyncio.to_thread(self.sync.get_latest_context)
             known.research, known.context = await self._modules.listen(
                 turn.prompt, known.facts, self.conversation.id, step
@@ -360,18 +369,24 @@ class Companion:
     async def _generate(
         self, turn: Turn, system: str | None, switch: StopSwitch, trace: Trace
     ) -> Reply:
+        ending = EitherSwitch(switch)
+
         def work() -> Reply:
             pieces = self.served.stream(
                 turn.prompt,
                 list(self.conversation.history),
                 seed=turn.seed,
-                switch=switch,
+                switch=ending,
                 system=system,
             )
             return _drain(pieces)
 
         with trace.step("generate", turn.prompt, needed=True) as step:
-            reply = await asyncio.wrap_future(self._model_thread.submit(work))
+            try:
+                reply = await asyncio.wrap_future(self._model_thread.submit(work))
+            except asyncio.CancelledError:
+                ending.request("nobody waits for the reply any more")
+                raise
             step.made = short(reply.text)
             step.details = {"tokens": len(reply.tokens), "version": self.served.version_id}
         return reply
@@ -415,13 +430,6 @@ class Companion:
     def _remember_watching(self) -> None:
         self._modules.keep()
         self._presence.tell(self.served.version_id, self._modules.orchestrator.status())
-
-    def _turn(self) -> asyncio.Lock:
-        """One lock per event loop: `chat_sync` runs each reply in a loop of its own."""
-        loop = asyncio.get_running_loop()
-        if self._turns is None or self._turns[0] is not loop:
-            self._turns = (loop, asyncio.Lock())
-        return self._turns[1]
 
 
 class _Conversation(Chat):

@@ -19,6 +19,7 @@ from mlx_companion.loop.trace import TraceStep, short
 from mlx_companion.loop.watch import Watcher
 from mlx_companion.models import LanguageModel
 from mlx_companion.personality import Profile
+from mlx_companion.slm.backbone import forget_texts
 from mlx_companion.slm.config import SLMConfig
 from mlx_companion.slm.factory import SLMFactory
 from mlx_companion.slm.module import SLMModule
@@ -26,7 +27,7 @@ from mlx_companion.slm.orchestrator import SLMOrchestrator
 from mlx_companion.slm.outcomes import ModuleOutcome, RunReport
 from mlx_companion.slm.registry import SLMRegistry
 from mlx_companion.slm.results import ContextResult, DriftResult, GuardResult, ResearchResult
-from mlx_companion.store import Store
+from mlx_companion.store import Store, marks
 
 __all__ = ["Modules"]
 
@@ -66,6 +67,7 @@ class Modules:
         served: LanguageModel | None = None,
     ) -> None:
         self.store = store
+        self._marks = marks(store)
         self.registry = SLMRegistry(store)
         self.factory = factory or self._factory(profile, config, served)
         self.orchestrator = SLMOrchestrator(config, self.factory)
@@ -136,8 +138,10 @@ class Modules:
         answered = [(outcome, item) for outcome, item in self._traffic if outcome.ok]
         self._traffic.clear()
         with self.store.transaction():
-            for outcome, item in answered:
-                self._keep_one(outcome, item)
+            # Nothing of before comes back, when somebody has everything forgotten just now.
+            if marks(self.store) == self._marks:
+                for outcome, item in answered:
+                    self._keep_one(outcome, item)
 
     def _keep_one(self, outcome: ModuleOutcome, item: Any) -> None:
         if outcome.result is None:
@@ -148,12 +152,21 @@ class Modules:
         if outcome.module == TRACKER and isinstance(tracker, _Remembers):
             self.store.module_states.set(TRACKER, tracker.learned_state())
 
-    def forget(self) -> None:
-        """Let the modules begin anew; what they had stored is deleted already."""
-        self._traffic.clear()
-        for name in (TRACKER, DRIFT):
-            if self.factory.loaded_module(name) is not None:
-                self.factory.reload(name)
+    def catch_up(self) -> bool:
+        """Let the modules begin anew when what they had stored was deleted, here or elsewhere.
+
+        Returns:
+            Whether what was said was deleted as well.
+        """
+        before, self._marks = self._marks, marks(self.store)
+        if self._marks.learned != before.learned:
+            self._traffic.clear()
+            self.orchestrator.forget()
+            forget_texts()
+            for name in (TRACKER, DRIFT):
+                if self.factory.loaded_module(name) is not None:
+                    self.factory.reload(name)
+        return self._marks.said != before.said
 
     def close(self) -> None:
         """Let threads and modules go."""

@@ -16,7 +16,7 @@ from mlx_companion.runtime.logs import get_logger
 from mlx_companion.slm.backbone import BaseSLMAdapter
 from mlx_companion.slm.module import SLMModule
 from mlx_companion.slm.results import DriftResult
-from mlx_companion.store import Store
+from mlx_companion.store import Store, marks
 
 __all__ = ["Watcher"]
 
@@ -67,6 +67,7 @@ class Watcher(SLMModule[DriftResult]):
 
             monitor = DriftMonitor(pack=pack, backbone=backbone)
         self._store, self._monitor = store, monitor
+        self._marks = marks(store)
         self.version = monitor.version
         state = store.module_states.get(self.name)
         if state is not None:
@@ -79,7 +80,11 @@ class Watcher(SLMModule[DriftResult]):
     def process_batch(self, items: Sequence[Mapping[str, Any]]) -> list[DriftResult]:
         """See replies, given as {"response", "user"}, in their order."""
         found = [self._monitor.observe(item["response"], item.get("user")) for item in items]
-        self._store.module_states.set(self.name, self._monitor.state_dict())
+        state = self._monitor.state_dict()
+        with self._store.transaction():
+            # What was forgotten meanwhile must not come back, from a thread that is late either.
+            if marks(self._store) == self._marks:
+                self._store.module_states.set(self.name, state)
         return [one or _QUIET for one in found]
 
     def close(self) -> None:

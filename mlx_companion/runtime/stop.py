@@ -93,6 +93,19 @@ class StopSwitch:
             self._on_request(self._reason)
 
 
+class EitherSwitch(StopSwitch):
+    """A switch that is thrown when another one is, and can be thrown without that one."""
+
+    def __init__(self, other: StopSwitch) -> None:
+        super().__init__()
+        self._other = other
+
+    @property
+    def requested(self) -> str | None:
+        """See the base class."""
+        return super().requested or self._other.requested
+
+
 class _Never(StopSwitch):
     """A switch that never stops; entering it leaves the signal handlers alone."""
 

@@ -115,6 +115,12 @@ class CircuitBreaker:
             self._reason = reason
             self._open()
 
+    def forget(self) -> None:
+        """Forget the reason of the last failure, which may quote an input; nothing else."""
+        with self._lock:
+            if self._reason is not None:
+                self._reason = "forgotten"
+
     def snapshot(self) -> BreakerState:
         """The state now, for people and plans."""
         with self._lock:

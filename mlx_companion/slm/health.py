@@ -109,6 +109,12 @@ class ModuleHealth:
                 self._seconds.append(outcome.seconds)
         return None if before is None else before.status
 
+    def forget(self) -> None:
+        """Let go of the last outcome, and of what the circuit tells of it."""
+        with self._lock:
+            self._last = None
+        self.breaker.forget()
+
     def median_ms(self) -> float | None:
         """Of the module's own answers of late; None before the first."""
         with self._lock:
@@ -150,6 +156,11 @@ class HealthBook:
         if name not in self._records:
             self._records[name] = ModuleHealth(name, self._config)
         return self._records[name]
+
+    def forget(self) -> None:
+        """Let go of the last outcomes."""
+        for health in self._records.values():
+            health.forget()
 
     def close(self) -> None:
         """Let the modules' threads go."""

@@ -129,6 +129,10 @@ class SLMOrchestrator:
         """Each module's state, circuit, latencies and last outcome."""
         return [self._status(name) for name in self._named(None)]
 
+    def forget(self) -> None:
+        """Let go of the last outcomes, which quote what was said; counts and latencies stay."""
+        self._book.forget()
+
     def close(self) -> None:
         """Let the threads go. Modules and backbones stay with the factory."""
         self._machine.close()

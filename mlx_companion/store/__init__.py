@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from mlx_companion.store.backups import latest_backup, list_backups, restore_backup
 from mlx_companion.store.context import NewEntry
-from mlx_companion.store.erase import delete_everything, forget
+from mlx_companion.store.erase import Marks, delete_everything, forget, marks
 from mlx_companion.store.records import (
     ContextEntry,
     Example,
@@ -41,6 +41,7 @@ __all__ = [
     "Interaction",
     "Judgement",
     "LedgerEntry",
+    "Marks",
     "Metric",
     "ModuleEvent",
     "ModuleVersion",
@@ -60,5 +61,6 @@ __all__ = [
     "import_",
     "latest_backup",
     "list_backups",
+    "marks",
     "restore_backup",
 ]

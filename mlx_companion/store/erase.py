@@ -12,12 +12,17 @@ what the rows name: a folder `adapters` there may be somebody's own work.
 small modules, packs trained on them), and the conversations and all that was made of them when
 asked. Models, measured thresholds and other people's packs stay. Adapters stay too: what a
 conversation left in their weights goes with `delete_everything` only.
+
+Another companion may have the store open, with what was learned in its memory, and would write it
+back. So there are `marks`, which change when something is forgotten: who keeps a copy compares them
+before it is used, and writes it only in a transaction in which they are still the same.
 """
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 from mlx_companion.errors import StoreError
 from mlx_companion.runtime.paths import data_dir
@@ -25,13 +30,31 @@ from mlx_companion.store.backups import backup_folder, list_copies
 from mlx_companion.store.faults import files_explained
 from mlx_companion.store.kinds import KINDS
 from mlx_companion.store.store import Store
+from mlx_companion.store.values import new_id
 
 # What the companion itself puts into the user-data folder.
 FOLDERS = ("adapters", "rounds", "reports", "logs", "packs")
+_MARKS = "memory.marks"
 _MADE = ("rounds", "reports")
 _LEARNED = ("context_update", "module_state", "module_traffic")
 # What was said, and what holds copies of it; in an order in which nothing is left without its row.
 _SAID = ("feedback", "interaction", "replay", "example", "round_step", "round")
+
+
+class Marks(NamedTuple):
+    """Ids of what is in a store's memory: of what was learned, and of what was said."""
+
+    learned: str
+    said: str
+
+
+def marks(store: Store) -> Marks:
+    """The marks of now; another id means that everything of that kind was forgotten since."""
+    found = store.settings.get(_MARKS)
+    if found is None:
+        with store.transaction():
+            found = store.settings.get(_MARKS) or _mark(store, Marks(new_id(), new_id()))
+    return Marks(*found)
 
 
 def delete_everything(store: Store, *, confirm: bool) -> dict[str, int]:
@@ -82,12 +105,19 @@ def forget(store: Store, *, conversations: bool = False) -> dict[str, int]:
     with store.exclusive(), files_explained(store.folder):
         files = sum(_delete(path) for path in _personal(store, conversations))
         backups = _delete_copies(store.path)
-        counts = _delete_rows(store, kinds)
-        counts["module_version"] = store.database.execute(
-            "DELETE FROM module_versions WHERE personal = 1"
-        )
+        with store.transaction():
+            counts = _delete_rows(store, kinds)
+            counts["module_version"] = store.database.execute(
+                "DELETE FROM module_versions WHERE personal = 1"
+            )
+            _mark(store, Marks(new_id(), new_id() if conversations else marks(store).said))
         _wipe_free_pages(store)
     return {**counts, "files": files, "backups": backups}
+
+
+def _mark(store: Store, now: Marks) -> Marks:
+    store.settings.set(_MARKS, list(now))
+    return now
 
 
 def _owned(store: Store) -> list[Path]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mlx_companion.errors import CompanionError, Stopped
-from mlx_companion.runtime.stop import NEVER, StopSwitch
+from mlx_companion.runtime.stop import NEVER, EitherSwitch, StopSwitch
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -92,3 +92,13 @@ def test_never_never_stops() -> None:
 
 def test_being_stopped_is_no_error() -> None:
     assert not issubclass(Stopped, CompanionError)
+
+
+def test_either_of_two_switches_stops() -> None:
+    outer = StopSwitch()
+    one, two = EitherSwitch(outer), EitherSwitch(NEVER)
+    assert (one.requested, two.requested) == (None, None)
+    two.request("enough")
+    assert (outer.requested, one.requested, two.requested) == (None, None, "enough")
+    outer.request("over")
+    assert one.requested == "over"

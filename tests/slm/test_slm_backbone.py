@@ -24,6 +24,8 @@ from mlx_companion.slm.backbone import (
     EncoderAdapter,
     LanguageModelAdapter,
     cut_in_the_middle,
+    forget_texts,
+    readable,
     shared_backbone,
 )
 from mlx_companion.slm.llama_rows import llama_rows
@@ -166,6 +168,14 @@ def test_a_failure_reaches_who_asked_and_is_tried_again() -> None:
     assert adapter.features(["a"])[0, 0] == 1
 
 
+def test_texts_can_be_forgotten() -> None:
+    adapter = _Counting()
+    adapter.features(["a", "b"])
+    forget_texts()
+    adapter.features(["b"])
+    assert (adapter.seen, adapter.loads) == (["a", "b", "b"], 1)
+
+
 def test_too_few_rows_are_told_to_all_who_wait() -> None:
     adapter = _Counting()
     adapter._features = lambda texts: np.zeros((1, 1), dtype=np.float32)  # type: ignore[method-assign]
@@ -267,3 +277,12 @@ def test_one_backbone_of_a_name_is_shared() -> None:
     assert not nowhere.loaded
     with pytest.raises(ModelNotFoundError, match="/no/such/folder"):
         nowhere.features(["a"])
+
+
+def test_huge_texts_and_half_characters_reach_no_tokenizer(tiny: LanguageModel) -> None:
+    adapter = LanguageModelAdapter(tiny)
+    long = "abc " * 250_000
+    rows = adapter.features([long, readable(long), "half \ud83d", "half ?"])
+    assert len(readable(long)) < 10_000
+    np.testing.assert_array_equal(rows[0], rows[1])
+    np.testing.assert_array_equal(rows[2], rows[3])
