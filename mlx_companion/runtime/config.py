@@ -103,7 +103,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -115,6 +115,21 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected key: value lines, got a {type(tree).__name__}")
     return tree
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's own, which takes the last of two equal keys and says nothing, but for that."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            name = str(key.value)
+            if name in seen and name != "<<":
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key '{name}' is there twice; leave one out", key.start_mark
+                )
+            seen.add(name)
+        return super().construct_mapping(node, deep)
 
 
 def _set_dotted(tree: dict[str, Any], key: str, value: Any) -> None:
@@ -174,15 +189,15 @@ def _convert(kind: Any, value: Any, source: str, key: str) -> Any:
 
 def _convert_union(kinds: tuple[Any, ...], value: Any, source: str, key: str) -> Any:
     # A string is tried last: every text would match it, "3" for `int | str` included.
-    first_error: ConfigError | None = None
+    errors: dict[Any, ConfigError] = {}
     for kind in sorted(kinds, key=lambda k: k is str):
         try:
             return _convert(kind, value, source, key)
         except ConfigError as error:
-            if first_error is None or dataclasses.is_dataclass(kind):
-                first_error = error
-    if first_error is not None and len([k for k in kinds if k is not type(None)]) == 1:
-        raise first_error
+            errors[kind] = error
+    errors.pop(type(None), None)
+    if len(errors) == 1:
+        raise next(iter(errors.values()))
     names = " or ".join(_name(kind) for kind in kinds)
     raise _wrong(source, key, value, names)
 

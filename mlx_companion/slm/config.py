@@ -246,13 +246,13 @@ class SLMConfig:
 
 
 def _positive(name: str, value: float) -> None:
-    if not 0 < value < math.inf:
+    if not isinstance(value, int | float) or not 0 < value < math.inf:
         raise ConfigError(f"{name} is {value}; expected more than 0")
 
 
 def _at_least_one(name: str, value: int) -> None:
-    if value < 1:
-        raise ConfigError(f"{name} is {value}; expected 1 or more")
+    if not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{name} is {value}; expected 1 or more, a whole number")
 
 
 def _share(name: str, value: float | None) -> None:

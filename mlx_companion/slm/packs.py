@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
@@ -151,9 +152,11 @@ def load_pack(folder: str | Path, module: str | None = None) -> Pack:
     try:
         arrays = load_arrays(files[WEIGHTS])
         settings = json.loads(files[SETTINGS])
+        rules = files.get(RULES, b"").decode()
+        if not isinstance(settings, dict):
+            raise TypeError(f"{SETTINGS} holds a {type(settings).__name__}, not an object")
     except Exception as error:
         raise SLMError(f"the pack in {folder} cannot be read ({error}); restore it") from error
-    rules = files.get(RULES, b"").decode()
     return Pack(
         index["module"],
         index["version"],
@@ -166,12 +169,25 @@ def load_pack(folder: str | Path, module: str | None = None) -> Pack:
     )
 
 
+def copy_pack(folder: str | Path, target: str | Path) -> None:
+    """Copy a pack and nothing else that lies beside it.
+
+    Raises:
+        OSError: a file cannot be read or written.
+    """
+    source, target = Path(folder), Path(target)
+    for name in (_INDEX, WEIGHTS, SETTINGS, RULES, CARD):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
 def _read_index(folder: Path) -> dict[str, Any]:
     path = folder / _INDEX
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
         kinds = {"module": str, "version": str, "files": dict, "sha256": str}
         good = all(isinstance(index[key], kind) for key, kind in kinds.items())
+        good = good and isinstance(index.get("metrics", {}), dict)
         # Names become paths: none may lead out of the folder.
         good = good and set(index["files"]) <= {WEIGHTS, SETTINGS, RULES}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

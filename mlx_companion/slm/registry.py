@@ -16,7 +16,6 @@ with the package, and the fault is recorded::
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from typing import Any
 from mlx_companion.errors import SLMError, StoreError
 from mlx_companion.runtime.files import atomic_dir
 from mlx_companion.slm.module import SLMModule
-from mlx_companion.slm.packs import Pack, load_pack, packaged
+from mlx_companion.slm.packs import Pack, copy_pack, load_pack, packaged
 from mlx_companion.slm.shadow import (
     FinetuneAdvice,
     PromotionRule,
@@ -120,7 +119,9 @@ class SLMRegistry:
             return known
         target = self.store.folder / "packs" / module / pack.sha256[:16]
         with atomic_dir(target) as new:
-            shutil.copytree(folder, new, dirs_exist_ok=True)
+            copy_pack(folder, new)
+            if load_pack(new, module).sha256 != pack.sha256:
+                raise SLMError(f"{folder} was changed while it was registered; register it again")
         if known is not None and self._fault(known) is None:
             # It had been damaged and is whole again.
             return known
@@ -146,13 +147,13 @@ class SLMRegistry:
         for candidate in [active, *self._earlier(module)] if active else []:
             fault = self._fault(candidate)
             if fault is None:
-                if faults:
-                    self._rows.move(module, candidate.id, "fault", "; ".join(faults))
+                if not self._leave(active, candidate.id, faults):
+                    return self.get_active_version(module)
                 pack = load_pack(candidate.folder, module)
                 return ActiveVersion(module, candidate.id, pack, candidate.folder, tuple(faults))
             faults.append(fault)
-        if faults:
-            self._rows.move(module, None, "fault", "; ".join(faults))
+        if not self._leave(active, None, faults):
+            return self.get_active_version(module)
         folder = self._shipped(module)
         return ActiveVersion(module, SHIPPED, load_pack(folder, module), folder, tuple(faults))
 
@@ -187,15 +188,13 @@ class SLMRegistry:
         Raises:
             SLMError: the shipped pack is in use already, or `to` is damaged or another module's.
         """
-        if self._rows.active(module) is None:
-            raise SLMError(f"{module} runs on its shipped pack; there is nothing to go back to")
-        target = to or self._previous_good(module)
-        if target not in (None, SHIPPED):
-            version = self._rows.get(target)
-            fault = self._fault(version)
-            if version.module != module or fault:
-                raise SLMError(fault or f"{target} is a version of {version.module}, not {module}")
-        self._rows.move(module, None if target == SHIPPED else target, "rollback", reason)
+        with self.store.transaction():
+            if self._rows.active(module) is None:
+                raise SLMError(f"{module} runs on its shipped pack; there is nothing to go back to")
+            target = to or self._previous_good(module)
+            if target not in (None, SHIPPED):
+                self._require(module, target)
+            self._rows.move(module, None if target == SHIPPED else target, "rollback", reason)
         return self.get_active_version(module)
 
     def list_versions(self, module: str | None = None) -> list[ModuleVersion]:
@@ -246,11 +245,15 @@ class SLMRegistry:
         if isinstance(candidate, Path):
             # Not the folder's path, which is nobody's business in a history.
             return f"{load_pack(candidate, module).version}, not registered", candidate
-        version = self._rows.get(candidate)
+        return candidate, self._require(module, candidate).folder
+
+    def _require(self, module: str, version_id: str) -> ModuleVersion:
+        """A good version of a module. Raises SLMError when it is none."""
+        version = self._rows.get(version_id)
         fault = self._fault(version)
         if fault or version.module != module:
-            raise SLMError(fault or f"{candidate} is a version of {version.module}, not {module}")
-        return candidate, version.folder
+            raise SLMError(fault or f"{version_id} is a version of {version.module}, not {module}")
+        return version
 
     def promote(self, report: ShadowReport, rule: PromotionRule | None = None) -> ModuleVersion:
         """Activate the candidate of a shadow run, when the rule allows it.
@@ -261,13 +264,14 @@ class SLMRegistry:
         why_not = refusal(report, rule or PromotionRule())
         if why_not is not None:
             raise SLMError(f"{report.candidate} stays a candidate: {why_not}")
-        if self.get_active_version(report.module).id != report.active:
-            raise SLMError(
-                f"{report.candidate} was compared with {report.active}, which is no longer in use; "
-                "run the shadow again"
-            )
-        told = f"agreed on {report.agreement:.1%} of {report.inputs} inputs"
-        return self.activate(report.candidate, told)
+        with self.store.transaction():
+            if self.get_active_version(report.module).id != report.active:
+                raise SLMError(
+                    f"{report.candidate} was compared with {report.active}, which is no longer in "
+                    "use; run the shadow again"
+                )
+            told = f"agreed on {report.agreement:.1%} of {report.inputs} inputs"
+            return self.activate(report.candidate, told)
 
     def _fault(self, version: ModuleVersion) -> str | None:
         """What is wrong with a version's pack; None when it is good."""
@@ -282,6 +286,17 @@ class SLMRegistry:
             )
         return None
 
+    def _leave(self, active: ModuleVersion | None, to: str | None, faults: list[str]) -> bool:
+        """Leave a damaged version; False when another one is in use by now, which stays."""
+        if active is None or not faults:
+            return True
+        with self.store.transaction():
+            now = self._rows.active(active.module)
+            if now is None or now.id != active.id:
+                return False
+            self._rows.move(active.module, to, "fault", "; ".join(faults))
+            return True
+
     def _earlier(self, module: str) -> list[ModuleVersion]:
         """Versions that were in use before the active one, the latest first, each once."""
         active = self._rows.active(module)
@@ -291,7 +306,8 @@ class SLMRegistry:
             if event.action == "rollback" and event.from_version:
                 # What somebody went back from is nothing to go back to.
                 left.add(event.from_version)
-            if event.action != "activate" or event.to_version in left or not event.to_version:
+            used = event.action in ("activate", "rollback")
+            if not used or event.to_version in left or not event.to_version:
                 continue
             left.add(event.to_version)
             try:

@@ -55,10 +55,12 @@ class PromotionRule:
     most_slowdown: float = 1.5
 
     def __post_init__(self) -> None:
-        if self.least_inputs < 1 or not 0 <= self.least_agreement <= 1 or self.most_slowdown <= 0:
+        counts = self.least_inputs >= 1 and self.least_labelled >= 1
+        # So that a number that is none is refused, too: it compares as false.
+        if not (counts and 0 <= self.least_agreement <= 1 and self.most_slowdown > 0):
             raise ConfigError(
-                "'least_inputs' must be at least 1, 'least_agreement' 0 to 1, 'most_slowdown' "
-                "above 0"
+                "'least_inputs' and 'least_labelled' must be at least 1, 'least_agreement' 0 to 1, "
+                "'most_slowdown' above 0"
             )
 
 
@@ -75,6 +77,10 @@ class TriggerRule:
     labelled: int = 50
     metric: str = "accuracy"
     fall: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not (self.labelled >= 1 and self.fall >= 0):
+            raise ConfigError("'labelled' must be at least 1, 'fall' 0 or more")
 
 
 @dataclass(frozen=True)

@@ -99,10 +99,13 @@ class SyncConfig:
             raise ConfigError("'keep_days' must be at least 1, and 'keep_per_key' too")
         if self.compact_above is not None and self.compact_above < 1:
             raise ConfigError(f"'compact_above' is {self.compact_above}; expected 1 or more")
-        if self.capacity < 1 or self.changes_per_day < 0 or self.major_step <= 0:
+        # A number that is none compares as false, and must not lift a limit.
+        if not (self.capacity >= 1 and self.changes_per_day >= 0 and self.major_step > 0):
             raise ConfigError(
                 "'capacity' must be at least 1, 'changes_per_day' 0 or more, 'major_step' above 0"
             )
+        if isinstance(self.personality, str):
+            raise ConfigError(f"'personality' is {self.personality!r}; expected several prefixes")
         if not 0 <= self.least_confidence <= 1:
             raise ConfigError(f"'least_confidence' is {self.least_confidence}; expected 0 to 1")
 

@@ -168,3 +168,18 @@ def test_the_hash_is_that_of_sorted_compact_json() -> None:
     # Stored with runs, so it must not change between versions.
     text = b'{"betas":[0.9,0.999],"learning_rate":0.0001}'
     assert config_hash(Optimizer()) == hashlib.sha256(text).hexdigest()
+
+
+@pytest.mark.parametrize(
+    "text", ["seed: 1\nseed: 2\n", "optimizer: {learning_rate: 1, learning_rate: 2}\n"]
+)
+def test_a_key_that_is_there_twice_is_told(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ConfigError, match="is there twice; leave one out"):
+        load_config(Config, tmp_path / "config.yaml")
+
+
+def test_merged_keys_may_be_replaced(tmp_path: Path) -> None:
+    text = "optimizer: {<<: {learning_rate: 1.0}, learning_rate: 2.0}\n"
+    (tmp_path / "config.yaml").write_text(text)
+    assert load_config(Config, tmp_path / "config.yaml").optimizer.learning_rate == 2.0

@@ -113,6 +113,7 @@ def test_overrides_are_texts_with_dots() -> None:
         ("resources.gpu", "yes", "gpu"),
         ("resources.threads", 0, "threads is 0"),
         ("resources.min_free_mb", -1, "min_free_mb is -1"),
+        ("model", 5, "expected a text"),
     ],
 )
 def test_a_wrong_value_is_told(key: str, value: object, told: str) -> None:
@@ -125,6 +126,10 @@ def test_wrong_values_are_told_in_code_too() -> None:
         GuardConfig(enforcement_level="lax")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="failures is 0"):
         OrchestrationConfig(failures=0)
+    with pytest.raises(ConfigError, match="batch_size is nan"):
+        ModuleConfig(batch_size=float("nan"))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="timeout is 1; expected more than 0"):
+        ModuleConfig(timeout="1")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="expected 'auto'"):
         ResourcesConfig(gpu="maybe")  # type: ignore[arg-type]
 

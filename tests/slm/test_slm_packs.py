@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -71,12 +72,38 @@ def test_a_flipped_bit_is_found(tmp_path_factory: pytest.TempPathFactory, data: 
         ({"files": {"../../etc/passwd": "0", "weights.safetensors": "", "settings.json": ""}},
          "is no index"),
         ({"sha256": 5}, "is no index"),
+        ({"metrics": [0.9]}, "is no index"),
     ],
 )  # fmt: skip
 def test_a_wrong_index_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
     saved(tmp_path / "p")
     index = tmp_path / "p" / "pack.json"
     index.write_text(json.dumps(json.loads(index.read_text()) | change))
+    with pytest.raises(SLMError, match=message):
+        load_pack(tmp_path / "p")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("rules.yaml", b"\xff\xfe", "cannot be read .*utf-8"),
+        ("settings.json", b"[1]", "holds a list, not an object"),
+        ("settings.json", b"{", "cannot be read"),
+        ("weights.safetensors", b"{", "cannot be read"),
+    ],
+)
+def test_a_whole_file_of_the_wrong_kind_is_refused(
+    file: str, content: bytes, message: str, tmp_path: Path
+) -> None:
+    saved(tmp_path / "p")
+    (tmp_path / "p" / file).write_bytes(content)
+    index = json.loads((tmp_path / "p" / "pack.json").read_text())
+    index["files"][file] = hashlib.sha256(content).hexdigest()
+    # As the docstring says: over module, version, and name and SHA-256 of each file.
+    lines = [index["module"], index["version"]]
+    lines += [f"{name} {index['files'][name]}" for name in sorted(index["files"])]
+    index["sha256"] = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    (tmp_path / "p" / "pack.json").write_text(json.dumps(index))
     with pytest.raises(SLMError, match=message):
         load_pack(tmp_path / "p")
 

@@ -13,6 +13,7 @@ import pytest
 
 from mlx_companion.errors import ConfigError, SLMError, StoreError
 from mlx_companion.slm import SLMModule, load_pack, save_pack
+from mlx_companion.slm.packs import copy_pack
 from mlx_companion.slm.registry import SHIPPED, SLMRegistry
 from mlx_companion.slm.results import ResearchResult
 from mlx_companion.slm.shadow import PromotionRule, TriggerRule, decision
@@ -127,6 +128,65 @@ def test_what_is_no_good_pack_is_not_registered(registry: SLMRegistry, tmp_path:
     with pytest.raises(SLMError, match="changed or damaged"):
         registry.register_version(NAME, folder)
     assert registry.list_versions() == []
+
+
+def test_only_the_pack_is_copied(registry: SLMRegistry, tmp_path: Path) -> None:
+    folder = pack(tmp_path / "new", 5.0)
+    (folder / "diary.txt").write_text("somebody's own")
+    (folder / "itself").symlink_to(folder)
+    (folder / "gone").symlink_to(tmp_path / "nowhere")
+    rules = (folder / "rules.yaml").rename(tmp_path / "rules.yaml")
+    (folder / "rules.yaml").symlink_to(rules)
+    version = registry.register_version(NAME, folder)
+    assert {path.name for path in version.folder.iterdir()} == {
+        "pack.json", "settings.json", "weights.safetensors", "rules.yaml",
+    }  # fmt: skip
+    # Nor does it hang on what lies elsewhere.
+    assert not (version.folder / "rules.yaml").is_symlink()
+    assert registry.activate(version.id, "").active
+
+
+def test_a_pack_that_changes_while_it_is_copied_is_not_registered(
+    registry: SLMRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = pack(tmp_path / "new", 5.0)
+
+    def late(source: Path, target: Path) -> None:
+        pack(folder, 6.0)
+        copy_pack(source, target)
+
+    monkeypatch.setattr("mlx_companion.slm.registry.copy_pack", late)
+    with pytest.raises(SLMError, match="changed while it was registered"):
+        registry.register_version(NAME, folder)
+    assert registry.list_versions() == []
+
+
+def test_a_fault_does_not_undo_what_another_process_has_activated(
+    registry: SLMRegistry, three: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damage(registry, three[2])
+    find = registry._fault
+
+    def slowly(version: Any) -> str | None:
+        if version.id == three[2]:
+            registry._rows.move(NAME, three[0], "activate", "by another process")
+        return find(version)
+
+    monkeypatch.setattr(registry, "_fault", slowly)
+    assert registry.get_active_version(NAME).id == three[0]
+    assert [event.action for event in registry.history(NAME)][-1] == "activate"
+
+
+def test_what_was_in_use_by_going_back_counts_as_used(
+    registry: SLMRegistry, three: list[str], tmp_path: Path
+) -> None:
+    never, last = (
+        registry.register_version(NAME, pack(tmp_path / f"p{n}", float(n))).id for n in (8, 9)
+    )
+    registry.rollback(NAME, "it was better in the lab", to=never)
+    registry.activate(last, "newer")
+    damage(registry, last)
+    assert registry.get_active_version(NAME).id == never
 
 
 @pytest.mark.parametrize("file", ["settings.json", "weights.safetensors", "rules.yaml"])
@@ -340,3 +400,17 @@ def test_confidences_are_no_decisions(
     module: str, result: dict[str, Any], decided: dict[str, Any]
 ) -> None:
     assert decision(module, result) == decided
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: PromotionRule(most_slowdown=float("nan")),
+        lambda: PromotionRule(least_labelled=0),
+        lambda: TriggerRule(fall=float("nan")),
+        lambda: TriggerRule(labelled=0),
+    ],
+)
+def test_rules_that_would_let_everything_pass_are_refused(wrong: Any) -> None:
+    with pytest.raises(ConfigError, match="at least 1"):
+        wrong()

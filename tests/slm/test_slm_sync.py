@@ -422,7 +422,16 @@ def test_what_a_killed_decision_left_is_decided_later(
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"capacity": 0}, {"changes_per_day": -1}, {"major_step": 0.0}, {"least_confidence": 2.0}],
+    [
+        {"capacity": 0},
+        {"changes_per_day": -1},
+        {"major_step": 0.0},
+        {"least_confidence": 2.0},
+        {"capacity": float("nan")},
+        {"changes_per_day": float("nan")},
+        {"major_step": float("nan")},
+        {"personality": "personality."},
+    ],
 )
 def test_limits_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
