@@ -180,7 +180,7 @@ class Companion:
             StoreError: the exchange cannot be stored.
         """
         async with self._turns.turn():
-            turn = self.conversation.begin(text)
+            turn = await asyncio.to_thread(self.conversation.begin, text)
             trace = self.last_trace = Trace()
             known = await self._listen(turn, trace)
             await self._look_up(turn.prompt, known, trace)

@@ -7,6 +7,7 @@ what a person gets.
 from __future__ import annotations
 
 import dataclasses
+from bisect import bisect_left
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -125,15 +126,9 @@ class ServedModel:
             history: earlier exchanges, oldest first: (what the person said, the reply).
             system: in place of the profile's own system prompt.
         """
-        room = context_length(self.lm) - self.serve.max_tokens
-        history = list(history)
-        messages = self._messages(prompt, history, system)
-        while history and len(render(self.lm, messages)) > room:
-            history.pop(0)
-            messages = self._messages(prompt, history, system)
         return stream_generate(
             self.lm,
-            messages,
+            self._fitting(prompt, history, system),
             max_tokens=self.serve.max_tokens,
             sampling=self.sampling(),
             seed=seed,
@@ -151,6 +146,25 @@ class ServedModel:
             switch: ends it early; what there is by then is returned.
         """
         return generate(self.lm, messages, max_tokens=max_tokens, switch=switch).text
+
+    def _fitting(
+        self, prompt: str, history: Sequence[tuple[str, str]], system: str | None
+    ) -> list[dict[str, str]]:
+        """The messages with as many of the last exchanges as the model's context has room for."""
+        room = context_length(self.lm) - self.serve.max_tokens
+
+        def messages(kept: int) -> list[dict[str, str]]:
+            return self._messages(prompt, history[len(history) - kept :], system)
+
+        def too_long(kept: int) -> bool:
+            return len(render(self.lm, messages(kept))) > room
+
+        # From the end, and doubled: to tokenize all of a long conversation takes seconds.
+        fits, more = 0, 1
+        while more <= len(history) and not too_long(more):
+            fits, more = more, 2 * more
+        between = range(fits + 1, min(more, len(history) + 1))
+        return messages(fits + bisect_left(between, True, key=too_long))
 
     def _messages(
         self, prompt: str, history: Sequence[tuple[str, str]], system: str | None

@@ -122,5 +122,6 @@ class Trace:
 
 def short(value: object) -> str:
     """A value on one line, cut off when it is long."""
-    text = " ".join(str(value).split())
+    # The rest of a long text is not looked at: this runs on an event loop.
+    text = " ".join(str(value)[: 100 * _SHORT].split())
     return text if len(text) <= _SHORT else f"{text[: _SHORT - 3]}..."

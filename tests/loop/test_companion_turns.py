@@ -11,10 +11,11 @@ from typing import Any
 
 import companion_world as world
 import pytest
-from patience import not_hanging
+from patience import cpu_seconds_below, not_hanging
 
 from mlx_companion.errors import LoopError
 from mlx_companion.loop.companion import Companion
+from mlx_companion.loop.trace import short
 from mlx_companion.loop.watch import Watcher
 from mlx_companion.store import Store, forget
 
@@ -192,3 +193,11 @@ def test_what_was_said_is_gone_from_memory_as_well(store: Store) -> None:
         assert SECRET in str(companion._modules.orchestrator.status())
         companion.forget()
         assert SECRET not in str(companion._modules.orchestrator.status())
+
+
+def test_a_whole_book_is_cut_short_before_it_is_read() -> None:
+    # The steps are noted on the event loop. In full each of these takes 30 ms.
+    book = "word  " * 500_000
+    with cpu_seconds_below(0.5):
+        for _ in range(100):
+            assert short(book) == f"{'word ' * 23}wo..."
