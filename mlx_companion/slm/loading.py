@@ -49,7 +49,8 @@ class ModuleLoader:
 
     def is_loading(self, name: str) -> bool:
         """It has been started and has not come to an end."""
-        return name in self._loading
+        loading = self._loading.get(name)
+        return loading is not None and not loading.done()
 
     async def load(self, names: list[str]) -> tuple[dict[str, Failure], float]:
         """Load what is missing of some modules.

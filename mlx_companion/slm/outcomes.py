@@ -22,6 +22,7 @@ from typing import Any, Literal
 from mlx_companion.errors import SLMError
 from mlx_companion.slm.results import (
     ContextResult,
+    ContextUpdate,
     DriftResult,
     GuardResult,
     ModuleResult,
@@ -41,6 +42,12 @@ RESULTS: dict[str, type[ModuleResult]] = {
 # What stands in for a module, for people. Tracker and drift monitor have rules of their own, too,
 # but nothing depends on them: without a result they fail open.
 FALLBACKS = {"research_classifier": "keyword rule", "personality_guard": "rules"}
+
+
+# Types by their names in the annotations of results.
+_KINDS: dict[str, type] = {
+    "str": str, "list": list, "dict": Mapping, "ContextUpdate": ContextUpdate,
+}  # fmt: skip
 
 
 class NonsenseError(SLMError):
@@ -166,9 +173,14 @@ def _wrong(kind: str, value: Any) -> str | None:
         # NumPy's booleans are no `bool`, but equal to one.
         good = not isinstance(value, Mapping | list | str) and value in (True, False)
         return None if good else f"{_shown(value)}, not true or false"
-    plain = {"str": str, "list": list, "dict": Mapping}.get(kind.partition("[")[0])
+    outer, _, inner = kind.partition("[")
+    plain = _KINDS.get(outer)
     if plain is not None and not isinstance(value, plain):
         return f"{_shown(value)}, not a {plain.__name__.lower()}"
+    part = _KINDS.get(inner.partition("[")[0].rstrip("]"))
+    if plain is list and part is not None:
+        bad = [one for one in value if not isinstance(one, part)]
+        return f"a list with {_shown(bad[0])} in it" if bad else None
     return None
 
 

@@ -230,6 +230,29 @@ def test_a_module_that_cannot_be_loaded_is_unavailable_then_left_alone() -> None
     assert first["research_classifier"].ok
 
 
+def test_a_module_whose_loading_failed_meanwhile_is_not_loading(go: threading.Event) -> None:
+    def make() -> StandIn:
+        go.wait()
+        raise SLMError("its pack is damaged")
+
+    factory = factory_of(configured(orchestration__load_timeout=0.0))
+    factory.register_module("context_tracker", make)
+
+    def state(own: SLMOrchestrator) -> str:
+        return next(one.state for one in own.status() if one.module == "context_tracker")
+
+    async def scene(own: SLMOrchestrator) -> None:
+        assert "not loaded yet" in (await own.start(["context_tracker"]))["context_tracker"]
+        assert state(own) == "loading"
+        go.set()
+        while state(own) == "loading":
+            await asyncio.sleep(0.002)
+        assert state(own) == "not loaded"
+
+    with not_hanging(LONG):
+        play(scene, None, factory)
+
+
 def test_a_module_that_is_mended_comes_back() -> None:
     factory = factory_of()
     attempts = []

@@ -63,6 +63,23 @@ def test_fields_that_make_no_sense(change: dict[str, Any]) -> None:
         checked("research_classifier", replace(GOOD, **change))
 
 
+@pytest.mark.parametrize(
+    ("name", "field", "item"),
+    [
+        ("personality_guard", "violations_detected", 7),
+        ("personality_guard", "changes_made", "removed"),
+        ("personality_guard", "spans", None),
+        ("context_tracker", "slang_detected", "yeet"),
+        ("context_tracker", "updates", {"key": "person.name", "value": "Max"}),
+        ("drift_monitor", "examples", None),
+    ],
+)
+def test_lists_with_what_does_not_belong_there(name: str, field: str, item: Any) -> None:
+    wrong = replace(answer(name, "hello"), **{field: [item]})
+    with pytest.raises(NonsenseError, match=rf"{field} is a list with .* in it"):
+        checked(name, wrong)
+
+
 def test_numbers_of_numpy_are_numbers() -> None:
     checked(
         "research_classifier",
