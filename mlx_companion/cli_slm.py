@@ -49,6 +49,7 @@ for _verb in (versions, register, shadow, activate, rollback):
     app.command()(_verb)
 
 _HELLO = "hey, what is new today?"
+_RATE_FROM = 50
 
 
 @app.command()
@@ -63,7 +64,8 @@ def run(
     """Run one module over a file, a line each; nothing leaves this machine.
 
     It reads `query` (research_classifier), `text` (personality_guard), `text` or `turns`
-    (context_tracker), `responses`, or `text`, one message (drift_monitor).
+    (context_tracker), `responses`, the first half being the baseline unless `baseline` is given,
+    or `text`, one message (drift_monitor).
     """
     from mlx_companion.slm import ResourceScheduler, SLMConfig, run_file
 
@@ -226,7 +228,8 @@ def status_table(statuses: list[ModuleStatus]) -> Table:
     from mlx_companion.runtime.memory import memory_mb
 
     table = plain_table("module", "version", "state", "ok", "not ok", "median", "p95", "last")
-    table.columns[0].no_wrap = True
+    for column in table.columns:
+        column.no_wrap, column.overflow = True, "ellipsis"
     for one in statuses:
         bad = sum(n for status, n in one.counts.items() if status not in ("ok", "skipped"))
         table.add_row(
@@ -237,7 +240,7 @@ def status_table(statuses: list[ModuleStatus]) -> Table:
             str(bad),
             _ms(one.median_ms),
             _ms(one.p95_ms),
-            short(_last(one), 40),
+            short(_last(one), 60),
         )
     table.caption = f"{memory_mb():,.0f} MB in memory"
     return table
@@ -306,12 +309,15 @@ def _factory(settings: SLMConfig) -> SLMFactory:
 
 def _tell(done: FileRun, out: Path) -> None:
     say = partial(typer.echo, err=True)
-    rate = done.rows / done.seconds if done.seconds else 0.0
-    say(f"{out}: {done.rows:,} lines in {done.seconds:.1f} s, {rate:,.0f} a second")
+    lines = "1 line" if done.rows == 1 else f"{done.rows:,} lines"
+    # Of a few lines the first, which loads and warms up, says nothing about the rest.
+    many = done.rows >= _RATE_FROM and done.seconds
+    rate = f", {done.rows / done.seconds:,.0f} a second" if many else ""
+    say(f"{out}: {lines} in {done.seconds:.1f} s{rate}")
     if done.fallbacks:
-        say(f"{done.fallbacks:,} of them were answered by rules alone; see `error` in them")
+        say(f"{done.fallbacks:,} answered by rules alone; `error` in the line says why")
     if done.failed:
-        say(f"{done.failed:,} of them have no result; see `error` in them")
+        say(f"{done.failed:,} without a result; `error` in the line says why")
 
 
 @contextmanager

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 WHICH = "research_classifier, personality_guard, context_tracker or drift_monitor."
 _VERSION = "Id of a version, its number, or shipped, the package's own."
 _NEXT = "a conversation that is running takes it up when it starts again"
+_NO_INPUTS = (
+    "There is nothing to try it on yet: inputs are kept from conversations with the modules "
+    "(`chat --modules`, or a program's Companion)."
+)
 _REASON = "Why; kept in the history."
 
 Module = Annotated[str, typer.Argument(help=WHICH)]
@@ -125,7 +129,10 @@ def versions(
     as_json: AsJson = False,
     data_dir: DataDir = None,
 ) -> None:
-    """List the versions of the modules, or of one of them; a star marks the one in use."""
+    """List the versions of the modules, or of one with its figures; a star marks those in use.
+
+    The pack that comes with the package is called shipped.
+    """
     from dataclasses import asdict
 
     from mlx_companion.slm import MODULES
@@ -137,9 +144,13 @@ def versions(
     names = MODULES if module is None else (module,)
     with Store() as store:
         registry = SLMRegistry(store)
-        found = {name: registry.list_versions(name) for name in names}
+        registered = {name: registry.list_versions(name) for name in names}
+    found = {
+        name: [_shipped(name, all_), *(asdict(one) for one in all_)]
+        for name, all_ in registered.items()
+    }
     if as_json:
-        print_json({name: [asdict(one) for one in all_] for name, all_ in found.items()})
+        print_json(found)
     else:
         make_console().print(_version_table(found))
 
@@ -187,6 +198,9 @@ def _tell_shadow(report: ShadowReport, why_not: str | None, show: int) -> None:
     from mlx_companion.loop.console import plain_table, short
 
     console = make_console()
+    if not report.inputs:
+        console.print(_NO_INPUTS, markup=False)
+        return
     table = plain_table("", report.active, report.candidate)
     old, new = report.active_seconds, report.candidate_seconds
     table.add_row("median", f"{old * 1e3:,.1f} ms", f"{new * 1e3:,.1f} ms")
@@ -223,26 +237,45 @@ def _answer(decision: Any, other: Any) -> str:
     return ", ".join(f"{name} {decision[name]}" for name in differs)
 
 
-def _version_table(found: dict[str, list[ModuleVersion]]) -> Table:
-    """The versions, and before them the pack that comes with the package."""
+def _version_table(found: dict[str, list[dict[str, Any]]]) -> Table:
+    """The versions; of one module its name is left out, and figures are shown."""
     from mlx_companion.loop.console import plain_table
-    from mlx_companion.slm.packs import load_pack, packaged
 
-    table = plain_table("", "module", "version", "label", "made", "SHA-256", "figures")
+    one_only = len(found) == 1
+    columns = ["", *([] if one_only else ["module"]), "version", "label", "made", "SHA-256"]
+    table = plain_table(*columns)
+    for column in table.columns:
+        column.no_wrap = True
+    if one_only:
+        table.add_column("figures")
     for name, versions_ in found.items():
-        mark = "" if any(one.active for one in versions_) else "*"
-        try:
-            own = load_pack(packaged(name), name)
-            told = (own.version, "with the package", own.sha256[:12], _figures(own.metrics))
-        except SLMError as error:
-            told = ("", "damaged", "", str(error))
-        table.add_row(mark, name, "shipped", *told)
         for one in versions_:
-            made = (one.label, one.created_at[:16], one.sha256[:12], _figures(one.metrics))
-            table.add_row("*" if one.active else "", name, one.id, *made)
+            id_ = one["id"].removeprefix(f"{name}-")
+            told = (id_, one["label"], one["created_at"][:16], one["sha256"][:12])
+            mark = "*" if one["active"] else ""
+            figures = (one.get("problem") or _figures(one["metrics"]),) if one_only else ()
+            table.add_row(mark, *(() if one_only else (name,)), *told, *figures)
     return table
+
+
+def _shipped(name: str, registered: list[ModuleVersion]) -> dict[str, Any]:
+    """The pack that comes with the package, as an entry of the list."""
+    from mlx_companion.slm.packs import load_pack, packaged
+    from mlx_companion.slm.registry import SHIPPED
+
+    active = not any(one.active for one in registered)
+    entry: dict[str, Any] = {"id": SHIPPED, "module": name, "active": active, "created_at": ""}
+    try:
+        own = load_pack(packaged(name), name)
+    except SLMError as error:
+        return entry | {"label": "damaged", "sha256": "", "metrics": {}, "problem": str(error)}
+    return entry | {"label": own.version, "sha256": own.sha256, "metrics": own.metrics}
 
 
 def _figures(metrics: dict[str, Any]) -> str:
     numbers = {k: v for k, v in metrics.items() if isinstance(v, int | float)}
-    return ", ".join(f"{name} {value:.3g}" for name, value in list(numbers.items())[:3])
+    told = (
+        f"{name} {value:,}" if isinstance(value, int) else f"{name} {value:.3g}"
+        for name, value in list(numbers.items())[:3]
+    )
+    return ", ".join(told)

@@ -28,7 +28,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mlx_companion.errors import DiskFullError
+from mlx_companion.errors import ConfigError, DiskFullError
 
 _CHUNK = 1 << 20
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -40,15 +40,17 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path whose file replaces `path` when the block ends without an error.
 
     Args:
-        path: the file to write; its folder is created when missing.
+        path: the file to write; its folder is created when missing. A link stays one: what it
+            points to is written.
 
     Yields:
         A path in the same folder, with the same suffix, that does not exist yet.
 
     Raises:
+        ConfigError: `path` is a folder, a device or a pipe, which must not be replaced.
         DiskFullError: the disk filled up; `path` is as it was before.
     """
-    target = Path(path)
+    target = _file_to_write(Path(path))
     with _written_beside(target) as temporary:
         yield temporary
         _fsync_file(temporary)
@@ -120,6 +122,15 @@ def fsync_dir(folder: str | Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def _file_to_write(path: Path) -> Path:
+    target = path.resolve() if path.is_symlink() else path
+    if target.exists() and not target.is_file():
+        # Renaming onto /dev/null would take it away from the whole machine.
+        kind = "a folder" if target.is_dir() else "a device or a pipe"
+        raise ConfigError(f"{path} is {kind}; expected the name of a file to write")
+    return target
 
 
 @contextlib.contextmanager

@@ -124,14 +124,14 @@ class BaseSLMAdapter(ABC):
         """
         if isinstance(texts, str):
             raise TypeError("features takes a list of texts, and was given one text")
-        rows = self._rows([readable(text) for text in texts])
+        rows = self._rows([cut_text(text) for text in texts])
         if not rows:
             return np.zeros((0, 0), dtype=np.float32)
         return np.stack([row.result() for row in rows])
 
     def prefetch(self, texts: Sequence[str]) -> None:
         """Begin with the features of texts, and do not wait: `features` will find them."""
-        self._rows([readable(text) for text in texts])
+        self._rows([cut_text(text) for text in texts])
 
     def forget_texts(self) -> None:
         """Forget the texts whose features are kept; the model stays."""
@@ -411,7 +411,7 @@ def shared_encoder(source: str | None = None) -> EncoderAdapter:
         return _encoders[key]
 
 
-def readable(text: str) -> str:
+def cut_text(text: str) -> str:
     """A text as models take it: both ends of a long one, no halves of surrogate pairs."""
     if len(text) > _MAX_CHARS:
         half = _MAX_CHARS // 2

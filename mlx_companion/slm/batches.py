@@ -29,10 +29,22 @@ from mlx_companion.text.readers import data_files, read_rows
 FIELDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "research_classifier": (("query",), ("today", "cutoff")),
     "personality_guard": (("text",), ("user_name", "prompt")),
-    "context_tracker": (("turns", "text"), ("today",)),
-    "drift_monitor": (("responses", "text"), ("baseline",)),
+    "context_tracker": (("turns", "text"), ("now", "known", "conversation")),
+    "drift_monitor": (("responses", "text"), ("baseline", "messages", "text")),
 }
-_LISTS = ("turns", "responses", "baseline")
+_KINDS: dict[str, type] = {
+    **dict.fromkeys(("turns", "responses", "baseline", "messages"), list),
+    "known": dict,
+}
+_NAMES = {
+    str: "a text",
+    list: "a list",
+    dict: "an object",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    type(None): "null",
+}
 
 
 @dataclass(frozen=True)
@@ -138,13 +150,13 @@ def item_of(name: str, row: dict[str, Any]) -> Any:
     key = next((one for one in needed if row.get(one) is not None), None)
     if key is None:
         told = " or ".join(f"'{one}'" for one in needed)
-        raise DataError(f"it is missing; {name} reads {told}", field=needed[0])
+        lacks = "null" if needed[0] in row else "missing"
+        raise DataError(f"it is {lacks}; {name} reads {told}", field=needed[0])
     found = {one: row[one] for one in (key, *optional) if row.get(one) is not None}
     for one, value in found.items():
-        kind = list if one in _LISTS else str
+        kind = _KINDS.get(one, str)
         if not isinstance(value, kind):
-            wanted = "a list" if kind is list else "a text"
-            raise DataError(f"it is a {type(value).__name__}; expected {wanted}", field=one)
+            raise DataError(f"it is {_named(value)}; expected {_NAMES[kind]}", field=one)
     if len(found) == 1 and key in ("query", "text", "turns") and name != "drift_monitor":
         return found[key]
     return found
@@ -158,7 +170,7 @@ def _lines(source: Path, name: str) -> Iterator[_Line]:
         if isinstance(row.value, DataError):
             raise row.value
         if not isinstance(row.value, dict):
-            problem = f"it is a {type(row.value).__name__}; expected an object {{...}} on each line"
+            problem = f"it is {_named(row.value)}; expected an object {{...}} on each line"
             raise DataError(problem, path=source, line=row.line)
         try:
             item = item_of(name, row.value)
@@ -172,11 +184,18 @@ def _locator(path: Path, batch: Sequence[_Line]) -> Callable[[int, DataError], D
 
 
 def _at(path: Path, number: int, error: DataError) -> DataError:
-    """The error with its place in the file."""
+    """The error with its place in the file, in the stead of the one that it names itself."""
     problem = str(error)
     if error.field is not None:
         problem = problem.partition(f"field '{error.field}': ")[2] or problem
+    elif error.line is not None:
+        problem = problem.partition(f":{error.line}: ")[2] or problem
     return DataError(problem, path=path, line=number, field=error.field)
+
+
+def _named(value: Any) -> str:
+    """What JSON calls a value."""
+    return _NAMES.get(type(value), type(value).__name__)
 
 
 def _whole(module: SLMModule[Any], items: Sequence[Any]) -> list[ModuleResult]:

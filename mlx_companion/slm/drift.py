@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,15 @@ from mlx_companion.errors import ConfigError, DataError
 from mlx_companion.slm.attachment import SpeechHeads
 from mlx_companion.slm.backbone import BaseSLMAdapter, shared_backbone, shared_encoder
 from mlx_companion.slm.drift_anomaly import anomalies
-from mlx_companion.slm.drift_evidence import Comparison, Finding, Levels, Measured, compare, sudden
+from mlx_companion.slm.drift_evidence import (
+    FEWEST,
+    Comparison,
+    Finding,
+    Levels,
+    Measured,
+    compare,
+    sudden,
+)
 from mlx_companion.slm.drift_metric import StyleJudge, StyleMetric
 from mlx_companion.slm.drift_probes import compare_probes, record_probes
 from mlx_companion.slm.drift_stream import DriftStream
@@ -52,6 +60,7 @@ _USER_ADVICE = (
     "encourage contact with people near them."
 )
 _NOTHING = "Nothing to do."
+_TOO_FEW = f"Too few replies to compare: it takes {FEWEST} before and {FEWEST} now."
 
 
 @dataclass(frozen=True)
@@ -131,9 +140,9 @@ class DriftMonitor(SLMModule[DriftResult]):
         """Judge histories or messages.
 
         Args:
-            items: each a list of replies; a mapping with "responses" (and "baseline",
-                "messages"); or a mapping with "text", one message of the person. Replies are
-                texts or mappings with "role" and "content".
+            items: each a list of replies; a mapping with "responses" (and "baseline"); or one
+                with the person's words only, "text" or "messages", which may stand beside
+                replies as well. Replies are texts or mappings with "role" and "content".
 
         Raises:
             DataError: an item is none of these.
@@ -246,7 +255,10 @@ class DriftMonitor(SLMModule[DriftResult]):
         whole.details["session_alarms"] = sessions
         whole.details["backbone"] = not heads.degraded
         clings = _strongest([one.scores["assistant"] for one in current])
-        return self._result(whole, alert and bool(whole.findings), felt=felt, clings=clings)
+        result = self._result(whole, alert and bool(whole.findings), felt=felt, clings=clings)
+        if result.recommendation == _NOTHING and min(len(baseline), len(current)) < FEWEST:
+            return replace(result, recommendation=_TOO_FEW)
+        return result
 
     def _sessions(self, baseline: list[Measured], current: list[Measured]) -> list[bool]:
         """Which of the sessions that the current replies are cut into raise an alarm."""
@@ -271,7 +283,7 @@ class DriftMonitor(SLMModule[DriftResult]):
             drift_type="over_attachment" if attached else None,
             severity=felt if attached else 0.0,
             examples=[one[:240] for one in messages[:1]] if attached else [],
-            recommendation=_USER_ADVICE if attached else _NOTHING,
+            recommendation=_USER_ADVICE if attached else _NOTHING if messages else _TOO_FEW,
             should_alert=felt >= self.config.levels.grave,
             user_attachment=felt,
         )
@@ -343,8 +355,10 @@ def _read(item: Any) -> _History:
 def _from_mapping(item: Mapping[str, Any]) -> _History:
     messages = _split_turns(item.get("messages") or [], "messages")
     said = [*messages[1], *messages[0]]
-    if isinstance(item.get("text"), str) and "responses" not in item:
-        return _History([], [], [*said, item["text"]])
+    if isinstance(item.get("text"), str):
+        said.append(item["text"])
+    if said and "responses" not in item:
+        return _History([], [], said)
     if "responses" not in item:
         raise DataError('expected "responses", a list of replies, or "text"', field="responses")
     replies, asked = _split_turns(item["responses"], "responses")

@@ -39,6 +39,8 @@ KINDS: dict[str, DriftType] = {
     "boundary": "boundary",
     "hostile": "tone",
 }
+# Replies that the style test needs on each side.
+FEWEST = 3
 # Rules mark less by mistake than heads do: 1 of 2,992 comments, passages and replies.
 _RULE_ERRORS = 0.003
 # So many replies is what is known beforehand about a head's errors worth.
@@ -278,7 +280,7 @@ def _style(
     session: bool,
     details: dict[str, Any],
 ) -> Finding | None:
-    if min(len(baseline), len(current)) < 3:
+    if min(len(baseline), len(current)) < FEWEST:
         return None
     before = np.stack([one.style for one in baseline])
     now = np.stack([one.style for one in current])

@@ -30,6 +30,7 @@ from mlx_companion.runtime.logs import get_logger
 from mlx_companion.slm.backbone import (
     BaseSLMAdapter,
     EncoderAdapter,
+    cut_text,
     shared_backbone,
     shared_encoder,
 )
@@ -169,7 +170,10 @@ class ResearchClassifier(SLMModule[ResearchResult]):
             today = as_date(given.get("today") or self._today or datetime.date.today())
             cutoff = as_date(given.get("cutoff") or self._cutoff)
         except ConfigError as error:
-            raise DataError(str(error)) from error
+            wrong = "today" if _is_no_date(given.get("today")) else "cutoff"
+            raise DataError(str(error), field=wrong) from error
+        # Long ones are cut: some patterns take time beyond a text's length.
+        query = cut_text(query)
         return _Asked(query, self.rules.read(query, today, cutoff))
 
     def _ready(self) -> str:
@@ -267,6 +271,13 @@ class ResearchClassifier(SLMModule[ResearchResult]):
         if against:
             words += f" (against that: {', '.join(against)})"
         return f"{opening}: {words}"
+
+
+def _is_no_date(value: DateLike | None) -> bool:
+    try:
+        return value is not None and as_date(value) is None
+    except ConfigError:
+        return True
 
 
 def as_date(value: DateLike) -> datetime.date:

@@ -55,6 +55,16 @@ CASES = [
         {"turns": [{"role": "user", "content": "hi"}]},
         [{"role": "user", "content": "hi"}],
     ),
+    (
+        "context_tracker",
+        {"text": "lol", "now": "2026-01-02", "known": {"a": 1}, "conversation": "c", "id": 1},
+        {"text": "lol", "now": "2026-01-02", "known": {"a": 1}, "conversation": "c"},
+    ),
+    (
+        "drift_monitor",
+        {"responses": ["a"], "baseline": ["b"], "messages": ["c"], "text": "d"},
+        {"responses": ["a"], "baseline": ["b"], "messages": ["c"], "text": "d"},
+    ),
     ("drift_monitor", {"text": "i love you"}, {"text": "i love you"}),
     ("drift_monitor", {"responses": ["a", "b"]}, {"responses": ["a", "b"]}),
     (
@@ -121,9 +131,9 @@ def test_text_of_any_kind_comes_out_as_it_went_in(run: Run, modules: Any, tmp_pa
         ("{", "x.jsonl:2: bad JSON at column 2"),
         ("[1]", "x.jsonl:2: it is a list; expected an object"),
         ('{"text": "x"}', "x.jsonl:2: field 'query': it is missing; research_classifier reads"),
-        ('{"query": 7}', "x.jsonl:2: field 'query': it is a int; expected a text"),
-        ('{"query": null}', "x.jsonl:2: field 'query': it is missing"),
-        ('{"query": "x", "today": 3}', "x.jsonl:2: field 'today': it is a int"),
+        ('{"query": 7}', "x.jsonl:2: field 'query': it is a number; expected a text"),
+        ('{"query": null}', "x.jsonl:2: field 'query': it is null; research_classifier reads"),
+        ('{"query": "x", "today": 3}', "x.jsonl:2: field 'today': it is a number"),
     ],
 )
 def test_a_bad_line_is_told_with_its_place_and_nothing_is_written(
@@ -155,6 +165,29 @@ def test_what_the_module_finds_wrong_has_its_place_too(
     assert "x.jsonl:2: field 'query': expected a question" in done.stderr.replace("\n", "")
 
 
+def test_a_place_that_the_module_names_is_replaced_by_that_in_the_file(
+    run: Run, modules: Any, tmp_path: Path
+) -> None:
+    def behave(item: Any) -> Any:
+        if item == ["bad"]:
+            raise DataError("these are no turns", line=1)
+        return answer("context_tracker", item)
+
+    modules["context_tracker"].behave = behave
+    source = write(tmp_path / "x.jsonl", [{"turns": ["good"]}, {"turns": ["bad"]}])
+    done = run("slm", "run", "context_tracker", "--in", source, "--out", tmp_path / "y.jsonl")
+    assert "x.jsonl:2: these are no turns" in done.stderr.replace("\n", "")
+
+
+def test_a_device_is_no_place_for_results(run: Run, modules: Any, tmp_path: Path) -> None:
+    source, pipe = write(tmp_path / "x.jsonl", [{"query": "good"}]), tmp_path / "pipe"
+    os.mkfifo(pipe)
+    done = run("slm", "run", "research_classifier", "--in", source, "--out", pipe)
+    assert done.exit_code == 2
+    assert "expected the name of a file to write" in " ".join(done.stderr.split())
+    assert pipe.is_fifo()
+
+
 def test_a_line_on_which_the_module_fails_does_not_end_the_file(
     run: Run, modules: Any, tmp_path: Path
 ) -> None:
@@ -170,14 +203,14 @@ def test_a_line_on_which_the_module_fails_does_not_end_the_file(
     words = ("slm", "run", "personality_guard", "--in", source, "--out", out)
     done = run(*words)
     assert done.exit_code == 1
-    assert "1 of them have no result" in done.stderr
+    assert "1 without a result" in done.stderr
     rows = read(out)
     assert [row["result"] is None for row in rows] == [False, True, False]
     assert rows[1]["error"] == "ValueError: boom"
     guard.rules = lambda item: answer("personality_guard", item)
     done = run(*words)
     assert done.exit_code == 0
-    assert "1 of them were answered by rules alone" in done.stderr
+    assert "1 answered by rules alone" in done.stderr
     assert read(out)[1]["result"]["original_response"] == "boom"
 
 
@@ -264,11 +297,11 @@ def test_versions_lists_the_shipped_one_and_those_registered(
     lines = run("slm", "versions", "context_tracker").stdout.splitlines()
     assert "shipped" in lines[1]
     assert "f1 0.91" in lines[1]
-    assert lines[2].split()[:3] == ["*", "context_tracker", version.id]
+    assert lines[2].split()[:2] == ["*", version.id.removeprefix("context_tracker-")]
     assert "f1 0.5" in lines[2]
     plain = json.loads(run("slm", "versions", "--json").stdout)
     assert set(plain) == set(MODULES)
-    assert plain["context_tracker"][0]["id"] == version.id
+    assert [one["id"] for one in plain["context_tracker"]] == ["shipped", version.id]
 
 
 def test_run_takes_the_version_in_use(

@@ -121,7 +121,25 @@ def test_a_candidate_that_fails_is_refused(run: Run, tmp_path: Path) -> None:
 def test_without_traffic_nothing_is_decided(run: Run, tmp_path: Path) -> None:
     done = run("slm", "shadow", NAME, pack(tmp_path / "p", 5))
     assert done.exit_code == 0, done.output
-    assert "0 inputs are too few" in " ".join(done.stdout.split())
+    assert "nothing to try it on yet" in " ".join(done.stdout.split())
+    done = run("slm", "shadow", NAME, pack(tmp_path / "p", 5), "--json")
+    assert "0 inputs are too few" in json.loads(done.stdout)["refusal"]
+
+
+def test_the_list_has_the_shipped_pack_and_fits_eighty_columns(run: Run, tmp_path: Path) -> None:
+    run("slm", "register", NAME, pack(tmp_path / "p", 5))
+    table = run("slm", "versions").stdout.splitlines()
+    assert max(map(len, table)) <= 80
+    (row,) = [line.split() for line in table if "v0001" in line]
+    assert row[:5] == [NAME, "v0001", "of", "5", row[4]]
+    entries = json.loads(run("slm", "versions", "--json").stdout)[NAME]
+    assert [(one["id"], one["active"]) for one in entries] == [
+        ("shipped", True),
+        (f"{NAME}-v0001", False),
+    ]
+    run("slm", "activate", NAME, "1")
+    entries = json.loads(run("slm", "versions", NAME, "--json").stdout)[NAME]
+    assert [one["active"] for one in entries] == [False, True]
 
 
 @pytest.mark.parametrize(

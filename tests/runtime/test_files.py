@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 from small_disk import mounted_disk
 
-from mlx_companion.errors import DiskFullError
+from mlx_companion.errors import ConfigError, DiskFullError
 from mlx_companion.runtime import files
 from mlx_companion.runtime.files import (
     atomic_dir,
@@ -48,6 +48,20 @@ def test_bytes_and_checksum_round_trip(tmp_path: Path, data: bytes) -> None:
     assert target.read_bytes() == data
     assert sha256_file(target) == hashlib.sha256(data).hexdigest()
     assert names(tmp_path) == ["data.bin"]
+
+
+def test_folders_devices_and_pipes_are_left_alone_and_links_are_followed(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder"):
+        with pytest.raises(ConfigError, match=f"{name} is a .*expected the name of a file"):
+            atomic_write_text(tmp_path / name, "x")
+    assert (tmp_path / "pipe").is_fifo()
+    (tmp_path / "link").symlink_to(tmp_path / "folder" / "file")
+    atomic_write_text(tmp_path / "link", "x")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "folder" / "file").read_text() == "x"
+    assert names(tmp_path) == ["folder", "link", "pipe"]
 
 
 def test_text_is_utf8_and_line_ends_are_kept(tmp_path: Path) -> None:
@@ -106,9 +120,9 @@ def test_a_full_disk_is_explained(
 
 
 def test_other_errors_are_not_called_a_full_disk(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    with pytest.raises(OSError, match="directory") as caught:
-        atomic_write_text(tmp_path / "a", "text")
+    (tmp_path / "a").write_text("a file where a folder should be")
+    with pytest.raises(OSError, match="a") as caught:
+        atomic_write_text(tmp_path / "a" / "b", "text")
     assert not isinstance(caught.value, DiskFullError)
 
 

@@ -24,8 +24,8 @@ from mlx_companion.slm.backbone import (
     EncoderAdapter,
     LanguageModelAdapter,
     cut_in_the_middle,
+    cut_text,
     forget_texts,
-    readable,
     shared_backbone,
 )
 from mlx_companion.slm.llama_rows import llama_rows
@@ -282,7 +282,7 @@ def test_one_backbone_of_a_name_is_shared() -> None:
 def test_huge_texts_and_half_characters_reach_no_tokenizer(tiny: LanguageModel) -> None:
     adapter = LanguageModelAdapter(tiny)
     long = "abc " * 250_000
-    rows = adapter.features([long, readable(long), "half \ud83d", "half ?"])
-    assert len(readable(long)) < 10_000
+    rows = adapter.features([long, cut_text(long), "half \ud83d", "half ?"])
+    assert len(cut_text(long)) < 10_000
     np.testing.assert_array_equal(rows[0], rows[1])
     np.testing.assert_array_equal(rows[2], rows[3])

@@ -157,6 +157,23 @@ def test_messages_of_the_person(monitor: DriftMonitor) -> None:
     assert (plain.drift_detected, plain.drift_type, plain.examples) == (False, None, [])
 
 
+def test_words_of_the_person_may_stand_beside_replies(monitor: DriftMonitor) -> None:
+    replies, cry = _replies(8, 1, ("code",)), "You're my only friend. I can't live without you."
+    for words in ({"text": cry}, {"messages": [cry]}):
+        result = monitor.process({"responses": replies, **words})
+        assert result.user_attachment > 0.5
+        assert result.details["current_replies"] == 4
+    assert monitor.process({"messages": [cry]}).drift_type == "over_attachment"
+
+
+def test_too_few_replies_are_said_to_be_too_few(monitor: DriftMonitor) -> None:
+    replies = _replies(6, 2, ("garden",))
+    for few in ([], replies[:1], replies[:5]):
+        assert "Too few replies" in monitor.process({"responses": few}).recommendation
+    assert monitor.process({"responses": replies}).recommendation == "Nothing to do."
+    assert monitor.process({"text": "Thanks!"}).recommendation == "Nothing to do."
+
+
 def test_turns_are_told_apart(monitor: DriftMonitor) -> None:
     turns: list[dict[str, str]] = []
     for reply in _replies(8, 1, ("code",)):

@@ -357,3 +357,18 @@ def test_the_shipped_head_reads_the_default_model(real_cache: Path) -> None:
     assert classifier.degraded is None
     assert {result.head for result in results} == {"backbone+encoder"}
     assert [result.needs_research for result in results] == [True] * 7 + [False] * 7
+
+
+def test_the_field_of_a_wrong_date_is_named(light: ResearchClassifier) -> None:
+    for name in ("today", "cutoff"):
+        with pytest.raises(DataError, match=f"field '{name}': 'soon' is no date"):
+            light.process({"query": "x", name: "soon"})
+
+
+def test_a_megabyte_is_read_at_its_ends_and_half_a_character_is_no_fault(
+    light: ResearchClassifier, made: ResearchClassifier
+) -> None:
+    long = "what is the price of gold today? " + "SO fast!! at 3.50 * " * 50_000
+    assert light.process(long).factors == light.process(long[:4000] + " " + long[-4000:]).factors
+    assert "prices" in light.process(long).factors
+    assert made.process("the price \ud83d of gold").head == made.process("a").head
