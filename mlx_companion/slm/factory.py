@@ -184,13 +184,14 @@ class SLMFactory:
             SLMError: not even its rules can be read.
         """
         with self._lock:
-            known, own = name in self._rules, name in self._makers
-        if not known:
-            folder = self._packs.get(name, self.config.module(name).pack)
-            made = None if own else rules_only(name, folder, self._arguments(name))
-            with self._lock:
-                self._rules[name] = made
-        return self._rules[name]
+            if name in self._rules:
+                return self._rules[name]
+            own = name in self._makers
+        folder = self._packs.get(name, self.config.module(name).pack)
+        made = None if own else rules_only(name, folder, self._arguments(name))
+        with self._lock:
+            self._rules[name] = made
+        return made
 
     def reload(self, name: str, pack: Path | None = None) -> SLMModule[Any]:
         """Build a module anew, with another pack when one is given; the old one serves until then.

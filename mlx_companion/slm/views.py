@@ -34,7 +34,7 @@ class AdaptedBackbone(BaseSLMAdapter):
 
     Args:
         shared: the backbone.
-        adapter: name of the adapter in the backbone's bank, usually the module's.
+        adapter: whose the adapter is, usually the module's name.
         folder: where the adapter lies; read when it is first generated with.
     """
 
@@ -43,6 +43,8 @@ class AdaptedBackbone(BaseSLMAdapter):
         self.shared = shared
         self.adapter = adapter
         self.folder = Path(folder)
+        # The bank is the whole process's, in which two companions may have adapters of their own.
+        self._in_bank = f"{adapter} of {self.folder.expanduser().resolve()}"
 
     @property
     def loaded(self) -> bool:
@@ -87,15 +89,15 @@ class AdaptedBackbone(BaseSLMAdapter):
         lm = self.shared.language_model
 
         def work() -> str:
-            with self._bank().rows(self.adapter):
+            with self._bank().rows(self._in_bank):
                 return generate(lm, prompt, max_tokens=max_tokens).text
 
         return self.shared._run(work)
 
     def _bank(self) -> AdapterBank:
         bank = bank_of(self.shared)
-        if self.adapter not in bank:
-            bank.add(self.adapter, self.folder)
+        if self._in_bank not in bank:
+            bank.add(self._in_bank, self.folder)
         return bank
 
     def _load(self) -> None:

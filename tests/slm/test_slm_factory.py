@@ -400,6 +400,23 @@ def test_two_modules_have_an_adapter_each_on_one_model(
     assert said[3:6] == said[:3]
 
 
+def test_two_adapters_of_one_module_are_told_apart(
+    adapted: tuple[LanguageModelAdapter, Path], tmp_path: Path
+) -> None:
+    # Those of two companions in one process, which share the backbone.
+    shared, folder = adapted
+    lm, config = shared.language_model, LoraConfig(rank=4)
+    # A fresh one changes nothing.
+    attach(lm.model, config)
+    save_adapter(tmp_path / "fresh", lm.model, config, lm.base_sha256)
+    detach(lm.model)
+    one = AdaptedBackbone(shared, "personality_guard", folder)
+    two = AdaptedBackbone(shared, "personality_guard", tmp_path / "fresh")
+    plain = shared.generate("Say it", 8)
+    assert one.generate("Say it", 8) != plain
+    assert two.generate("Say it", 8) == plain
+
+
 def test_a_wrong_adapter_is_told_when_it_is_loaded(
     adapted: tuple[LanguageModelAdapter, Path], tmp_path: Path
 ) -> None:
