@@ -320,6 +320,8 @@ class Companion:
         return known
 
     def _learn(self, heard: ContextResult | None) -> tuple[dict[str, Any], QueueReport]:
+        # First what others left there: a full queue would take nothing, this time and ever after.
+        self.sync.process_queue()
         if heard is not None:
             self.sync.queue_updates(heard.updates)
             with self.store.transaction():

@@ -115,6 +115,9 @@ class SLMRegistry:
         """
         pack = load_pack(folder, module)
         known = next((one for one in self._rows.all(module) if one.sha256 == pack.sha256), None)
+        if known is not None and personal and not known.personal:
+            # Or `forget` would leave what was trained on this person's words.
+            known = self._rows.make_personal(known.id)
         if known is not None and self._fault(known) is None:
             return known
         target = self.store.folder / "packs" / module / pack.sha256[:16]

@@ -429,7 +429,11 @@ class ContextSyncManager:
         numbers = [one for one in (before, after) if type(one) in (int, float)]
         if len(numbers) < 2:
             return True
-        return abs(numbers[1] - numbers[0]) >= self.config.major_step - 1e-9
+        try:
+            return abs(numbers[1] - numbers[0]) >= self.config.major_step - 1e-9
+        except OverflowError:
+            # An integer beyond all floats; were this raised, nothing behind it would be decided.
+            return True
 
     def _changing(self, key: str, act: Callable[[], None]) -> Change:
         before = self._log.holder(key)

@@ -80,6 +80,11 @@ class ModuleVersions:
             )
             return self.get(row_id)
 
+    def make_personal(self, version_id: str) -> ModuleVersion:
+        """Mark a version as trained on this person's traffic."""
+        self._db.execute("UPDATE module_versions SET personal = 1 WHERE id = ?", (version_id,))
+        return self.get(version_id)
+
     def get(self, version_id: str) -> ModuleVersion:
         """One version. Raises StoreError when there is none."""
         row = self._db.row("SELECT * FROM module_versions WHERE id = ?", (version_id,))

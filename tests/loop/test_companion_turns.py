@@ -17,6 +17,8 @@ from mlx_companion.errors import LoopError
 from mlx_companion.loop.companion import Companion
 from mlx_companion.loop.trace import short
 from mlx_companion.loop.watch import Watcher
+from mlx_companion.slm import ContextUpdate
+from mlx_companion.slm.sync import SyncConfig
 from mlx_companion.store import Store, forget
 
 SECRET = "Maximilian-of-the-fjord"
@@ -193,6 +195,14 @@ def test_what_was_said_is_gone_from_memory_as_well(store: Store) -> None:
         assert SECRET in str(companion._modules.orchestrator.status())
         companion.forget()
         assert SECRET not in str(companion._modules.orchestrator.status())
+
+
+def test_a_queue_that_others_filled_keeps_nothing_from_being_learned(store: Store) -> None:
+    with world.companion(store, sync=SyncConfig(capacity=2)) as companion:
+        for n in range(2):
+            companion.sync.queue_update(ContextUpdate(f"k{n}", n, "", (0, 0), 0.9))
+        assert companion.chat_sync("call me Max").trace["learn"].state == "ok"
+        assert {one.key for one in companion.learned()} == {"k0", "k1", "person.name"}
 
 
 def test_a_whole_book_is_cut_short_before_it_is_read() -> None:

@@ -17,7 +17,7 @@ from mlx_companion.slm.packs import copy_pack
 from mlx_companion.slm.registry import SHIPPED, SLMRegistry
 from mlx_companion.slm.results import ResearchResult
 from mlx_companion.slm.shadow import PromotionRule, TriggerRule, decision
-from mlx_companion.store import Store
+from mlx_companion.store import Store, forget
 from mlx_companion.store.modules import KEPT
 
 NAME = "research_classifier"
@@ -118,6 +118,19 @@ def test_the_same_content_is_one_version_also_to_mend_it(
         registry.activate(version.id, "")
     assert registry.register_version(NAME, folder) == version
     assert registry.activate(version.id, "").active
+
+
+def test_the_same_content_becomes_personal_and_never_ceases_to_be(
+    registry: SLMRegistry, store: Store, tmp_path: Path
+) -> None:
+    folder = pack(tmp_path / "new", 5.0)
+    assert not registry.register_version(NAME, folder).personal
+    version = registry.register_version(NAME, folder, personal=True)
+    assert version.personal
+    assert registry.register_version(NAME, folder) == version
+    forget(store)
+    assert registry.list_versions() == []
+    assert not version.folder.exists()
 
 
 def test_what_is_no_good_pack_is_not_registered(registry: SLMRegistry, tmp_path: Path) -> None:

@@ -256,6 +256,12 @@ def test_a_major_change_of_personality_waits_for_the_person(sync: ContextSyncMan
     assert sync.undo(waiting.id).before == 1.0
 
 
+def test_a_number_beyond_all_floats_does_not_stop_the_queue(sync: ContextSyncManager) -> None:
+    assert learn(sync, inferred("personality.warmth", 0.5)) == ["applied"]
+    huge = inferred("personality.warmth", 10**400)
+    assert learn(sync, huge, inferred("person.pet", "cat")) == ["pending", "applied"]
+
+
 def test_a_rejected_change_stays_out(sync: ContextSyncManager) -> None:
     learn(sync, inferred("preference.tone", "dry"))
     assert learn(sync, inferred("preference.tone", "gushing")) == ["pending"]
