@@ -22,6 +22,7 @@ from mlx_companion.errors import CompanionError, DataError
 from mlx_companion.runtime.files import atomic_path
 from mlx_companion.runtime.stop import NEVER, StopSwitch
 from mlx_companion.slm.module import SLMModule
+from mlx_companion.slm.outcomes import NonsenseError, checked
 from mlx_companion.slm.results import ModuleResult
 from mlx_companion.text.readers import data_files, read_rows
 
@@ -199,10 +200,10 @@ def _named(value: Any) -> str:
 
 
 def _whole(module: SLMModule[Any], items: Sequence[Any]) -> list[ModuleResult]:
-    results: list[ModuleResult] = module.process_batch(items)
-    if len(results) != len(items) or not all(isinstance(one, ModuleResult) for one in results):
-        raise ValueError(f"{module.name} gave {len(results)} results for {len(items)} inputs")
-    return results
+    results = list(module.process_batch(items))
+    if len(results) != len(items):
+        raise NonsenseError(f"{module.name} gave {len(results)} results for {len(items)} inputs")
+    return [checked(module.name, one) for one in results]
 
 
 def _answer_one(
@@ -217,7 +218,8 @@ def _answer_one(
             str(error) if isinstance(error, CompanionError) else f"{type(error).__name__}: {error}"
         )
     try:
-        return _Answer(module.fallback(item), told)
+        instead = module.fallback(item)
+        return _Answer(None if instead is None else checked(module.name, instead), told)
     except Exception:
         return _Answer(None, told)
 
