@@ -19,6 +19,7 @@ from mlx_companion.loop.trace import TraceStep, short
 from mlx_companion.loop.watch import Watcher
 from mlx_companion.models import LanguageModel
 from mlx_companion.personality import Profile
+from mlx_companion.runtime.logs import get_logger
 from mlx_companion.slm.backbone import forget_texts
 from mlx_companion.slm.config import SLMConfig
 from mlx_companion.slm.factory import SLMFactory
@@ -30,6 +31,8 @@ from mlx_companion.slm.results import ContextResult, DriftResult, GuardResult, R
 from mlx_companion.store import Store, marks
 
 __all__ = ["Modules"]
+
+_log = get_logger(__name__)
 
 RESEARCH, GUARD, TRACKER, DRIFT = (
     "research_classifier",
@@ -165,8 +168,16 @@ class Modules:
             forget_texts()
             for name in (TRACKER, DRIFT):
                 if self.factory.loaded_module(name) is not None:
-                    self.factory.reload(name)
+                    self._begin_anew(name)
         return self._marks.said != before.said
+
+    def _begin_anew(self, name: str) -> None:
+        try:
+            self.factory.reload(name)
+        except Exception as error:
+            # The old one would go on with what it knows; without it the loader tries again.
+            self.factory.discard(name)
+            _log.warning("a module cannot begin anew", extra={"error": str(error)})
 
     def close(self) -> None:
         """Let threads and modules go."""

@@ -220,6 +220,15 @@ class SLMFactory:
             old.close()
         return new
 
+    def discard(self, name: str) -> None:
+        """Let go of a module that is built; who asks for it next has it built anew."""
+        with self._lock:
+            building = self._building.setdefault(name, Lock())
+        with building, self._lock:
+            old = self._modules.pop(name, None)
+        if old is not None:
+            old.close()
+
     def close(self) -> None:
         """Let go of every module and registered backbone; others may use the shared ones."""
         with self._lock:

@@ -13,7 +13,7 @@ import companion_world as world
 import pytest
 from patience import cpu_seconds_below, not_hanging
 
-from mlx_companion.errors import LoopError
+from mlx_companion.errors import LoopError, SLMError
 from mlx_companion.loop.companion import Companion
 from mlx_companion.loop.trace import short
 from mlx_companion.loop.watch import Watcher
@@ -148,6 +148,24 @@ def test_what_another_process_forgot_does_not_come_back(tmp_path: Path) -> None:
         companion.served.answer = lambda *_: str(forget(other))  # type: ignore[attr-defined]
         companion.chat_sync(f"and {SECRET}")
         assert store.traffic.recent("context_tracker") == []
+        assert store.module_states.get("context_tracker") is None
+
+
+def test_a_module_that_cannot_begin_anew_does_not_go_on_with_what_it_knew(store: Store) -> None:
+    built = []
+
+    def make() -> Counting:
+        built.append(1)
+        if len(built) in (2, 3):
+            raise SLMError("its pack is damaged by now")
+        return Counting("context_tracker", store)
+
+    with world.companion(store) as companion:
+        companion._modules.factory.register_module("context_tracker", make)
+        companion.chat_sync(f"call me {SECRET}")
+        companion.forget()
+        reply = companion.chat_sync("hello")
+        assert "its pack is damaged by now" in str(reply.trace["listen"].fault)
         assert store.module_states.get("context_tracker") is None
 
 
