@@ -227,14 +227,14 @@ def status_table(statuses: list[ModuleStatus]) -> Table:
     from mlx_companion.loop.console import plain_table, short
     from mlx_companion.runtime.memory import memory_mb
 
-    table = plain_table("module", "version", "state", "ok", "not ok", "median", "p95", "last")
-    for column in table.columns:
-        column.no_wrap, column.overflow = True, "ellipsis"
+    # The version stands beside the name: all of it has to fit into 80 columns.
+    table = plain_table("module", "state", "ok", "not ok", "median", "p95", "last")
+    for column in (table.columns[0], *table.columns[2:6]):
+        column.no_wrap = True
     for one in statuses:
         bad = sum(n for status, n in one.counts.items() if status not in ("ok", "skipped"))
         table.add_row(
-            one.module,
-            one.version or "",
+            f"{one.module} {one.version or ''}".rstrip(),
             _state(one),
             str(one.counts.get("ok", 0)),
             str(bad),
@@ -261,7 +261,9 @@ def _last(one: ModuleStatus) -> str:
     if one.last.result is None:
         # Of another process only this is known: results are what somebody has said.
         return one.last.status + (f": {one.last.error}" if one.last.error else "")
-    shown = "; ".join(f"{key} {_brief(value)}" for key, value in _head(one.last.result.to_dict()))
+    shown = ", ".join(
+        f"{_words(key)} {_brief(value)}" for key, value in _head(one.last.result.to_dict())
+    )
     return shown if one.last.ok else f"{one.last.status}, {one.last.fallback}: {shown}"
 
 
@@ -270,6 +272,10 @@ def _head(result: dict[str, Any]) -> list[tuple[str, Any]]:
         (k, v) for k, v in result.items() if isinstance(v, bool | float | list) and k != "spans"
     ]
     return told[:2]
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _brief(value: Any) -> str:

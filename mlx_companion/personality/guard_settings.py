@@ -13,6 +13,7 @@ Every limit has a value that switches it off (null or false), and every list may
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -89,3 +90,15 @@ class GuardSettings:
             raise ConfigError("guard.phrases has an empty phrase; remove it")
         if not self.empty_reply.strip():
             raise ConfigError("guard.empty_reply is empty; give a short neutral sentence")
+        self._refuse_circles()
+
+    def _refuse_circles(self) -> None:
+        """What replaces a phrase may hold nothing prohibited: it would be replaced for ever."""
+        prohibited = [*self.phrases, *(term for t in self.topics.values() for term in t.terms)]
+        for phrase, words in self.phrases.items():
+            for term in prohibited:
+                if re.search(rf"(?<!\w){re.escape(term.strip())}(?!\w)", words, re.IGNORECASE):
+                    raise ConfigError(
+                        f"guard.phrases replaces '{phrase}' by '{words}', which holds the "
+                        f"prohibited '{term}'; say it without"
+                    )

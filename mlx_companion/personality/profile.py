@@ -54,8 +54,12 @@ class Profile:
 
     def __post_init__(self) -> None:
         prompts = tuple(_one_line(one) for one in (self.system_prompt, *self.prompt_variants))
-        if not self.name.strip() or not all(prompts):
-            raise ConfigError("'name', 'system_prompt' or a variant is missing or empty; write it")
+        if not self.name.strip():
+            raise ConfigError("'name' is missing or empty; write it")
+        if not all(prompts):
+            at = prompts.index("")
+            which = f"'prompt_variants' item {at}" if at else "'system_prompt'"
+            raise ConfigError(f"{which} is missing or empty; write it")
         checked = {rule: _checked(rule, given) for rule, given in self.rules.items()}
         if "no_prompt_echo" in checked:
             checked["no_prompt_echo"]["prompts"] = prompts

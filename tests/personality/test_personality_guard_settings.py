@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mlx_companion.errors import ConfigError
-from mlx_companion.personality import GuardSettings, load_profile, packaged_profiles
+from mlx_companion.personality import GuardSettings, TopicSettings, load_profile, packaged_profiles
 
 
 def test_archetypes_load_and_keep_prompts_short() -> None:
@@ -57,3 +57,34 @@ def test_bad_sections(key: str, value: object, said: str) -> None:
 def test_settings_by_hand_are_checked() -> None:
     with pytest.raises(ConfigError, match="level"):
         GuardSettings(level="soft")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("phrases", "told"),
+    [
+        ({"circle back": "let us Circle Back"}, "holds the prohibited 'circle back'"),
+        ({"touch base": "sync up", "sync up": "touch base"}, "'touch base' by 'sync up'"),
+        ({"port": "red wine"}, "prohibited 'wine'"),
+    ],
+)
+def test_what_replaces_a_phrase_holds_nothing_prohibited(
+    phrases: dict[str, str], told: str
+) -> None:
+    topics = {"drink": TopicSettings(("wine",))}
+    with pytest.raises(ConfigError, match=told):
+        GuardSettings(phrases=phrases, topics=topics)
+    GuardSettings(phrases={"port": "export"}, topics=topics)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("system_prompt: Be calm.", "'name' is missing"),
+        ("name: me", "'system_prompt' is missing"),
+        ("name: me\nsystem_prompt: Be calm.\nprompt_variants: [Be kind., '']", "item 2 is"),
+    ],
+)
+def test_what_a_profile_lacks_is_named(text: str, told: str, tmp_path: Path) -> None:
+    (tmp_path / "me.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=told):
+        load_profile(tmp_path / "me.yaml")
