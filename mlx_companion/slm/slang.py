@@ -45,16 +45,6 @@ _OWNERS_TEXT = """
     my a an his her your our this that best good old me
 """
 _OWNERS = frozenset(_OWNERS_TEXT.split())
-_AROUND_TEXT = """
-    so too such being that's thats all kinda pretty super hella is was its it's this what a
-    absolute total certified whole be the absolutely few proper you're he's she's
-    got get gets getting feel feels feeling felt some bit of
-"""
-_AROUND = frozenset(_AROUND_TEXT.split())
-_AFTER_TEXT = """
-    for with at to me him her them us mate lad lads tho though
-"""
-_AFTER = frozenset(_AFTER_TEXT.split())
 _MARKS = ",.!?;:)"
 
 
@@ -70,12 +60,14 @@ class SenseHead:
         calibration: of its logits.
         threshold: probability from which an ambiguous term is slang.
         unpractised: the same for a term that no training sentence shows as slang.
+        usual: the same for a term that is hardly anything but slang in messages.
     """
 
     head: LinearHead
     calibration: Calibration
     threshold: float = 0.5
     unpractised: float = 0.5
+    usual: float = 0.5
 
     @classmethod
     def from_pack(cls, pack: Pack, name: str) -> SenseHead:
@@ -90,7 +82,14 @@ class SenseHead:
             Calibration(told.get("slope", 1.0), told.get("offset", 0.0)),
             told.get("threshold", 0.5),
             told.get("unpractised", 0.5),
+            told.get("usual", 0.5),
         )
+
+    def least(self, flags: str) -> float:
+        """Probability from which a term with these flags is slang."""
+        if "m" in flags:
+            return self.usual
+        return self.unpractised if "x" in flags else self.threshold
 
 
 class SlangDetector:
@@ -162,30 +161,25 @@ class SlangDetector:
         found = tokens(text)
         shouted = text.isupper() and len(text) > 12
         matches = [
-            self._core(m, found) for m in self.lexicon.matches(found) if _allowed(m, found, shouted)
+            match
+            for match in self.lexicon.matches(found)
+            if not match.entry.plain and _allowed(match, found, shouted)
         ]
         items = [
             _item(m.entry, found, m.first, m.last, SURE if len(m.entry.term) > 2 else _SHORT)
             for m in matches
-            if not m.entry.ambiguous
+            if not m.entry.ambiguous and not m.entry.spelling
         ]
         items += self._checked([m for m in matches if m.entry.ambiguous], found, text)
         taken = {at for item in items for at in range(*item["span"])}
+        taken |= {found[m.first].start for m in matches if m.entry.spelling}
         items += self._others(found, taken, learned or {})
         return sorted(items, key=lambda item: item["span"])
 
-    def _core(self, match: Match, found: Sequence[Token]) -> Match:
-        """Of "so extra", "felt crook" or "buzzing for" only what is slang by itself."""
-        first, last = match.first, match.last
-        while first + 1 < last and found[first].low in _AROUND:
-            first += 1
-        while first + 1 < last and found[last - 1].low in _AFTER:
-            last -= 1
-        for start, end in ((first, last), (first, match.last), (match.first, last)):
-            said = " ".join(token.low for token in found[start:end])
-            if end - start < match.last - match.first and self.lexicon.get(said) is not None:
-                return Match(match.entry, start, end)
-        return match
+    def spellings(self, text: str) -> int:
+        """How many reduced spellings ("u", "thx") a message has: casual, but no slang."""
+        found = tokens(text)
+        return sum(m.entry.spelling for m in self.lexicon.matches(found) if _allowed(m, found))
 
     def _checked(
         self, matches: Sequence[Match], found: Sequence[Token], text: str
@@ -197,7 +191,7 @@ class SlangDetector:
         return [
             _item(m.entry, found, m.first, m.last, float(share))
             for m, share in zip(matches, shares, strict=True)
-            if share >= (head.unpractised if "x" in m.entry.flags else head.threshold)
+            if share >= head.least(m.entry.flags)
         ]
 
     def probabilities(self, places: Sequence[Place]) -> np.ndarray:
@@ -263,7 +257,7 @@ def sense_blocks(
     return blocks
 
 
-def _allowed(match: Match, found: Sequence[Token], shouted: bool) -> bool:
+def _allowed(match: Match, found: Sequence[Token], shouted: bool = False) -> bool:
     flags, token = match.entry.flags, found[match.first]
     if "C" in flags:
         return token.text.isupper() and not shouted
@@ -301,11 +295,14 @@ def _item(
     low = " ".join(token.low for token in found[first:last])
     # A stretched term is reported by its plain spelling, an inflected one as it stands.
     plain = next((p for p in unstretched(low) if p == entry.term), low)
+    end = found[last - 1].end
+    if low.endswith("'s") and "'" not in entry.term:
+        plain, end = low[:-2], end - 2
     return {
         "term": plain,
         "sense": entry.sense,
         "confidence": confidence,
-        "span": [found[first].start, found[last - 1].end],
+        "span": [found[first].start, end],
         "origin": entry.origin,
         "tier": tier or ("sense" if entry.ambiguous else "unambiguous"),
     }

@@ -7,11 +7,14 @@ to check in its sentence (`slang_sense.py`). The lexicon is one text, in a pack'
     lexicon = Lexicon.parse("no cap, nocap | u | no lie\\nslap | av | is excellent")
     lexicon.matches(tokens("this slaps, no cap"))
 
-Its head says what counts as slang and what does not.
+Words in parentheses set a term in its place and are no part of it: `(absolute) fire` is found in
+"absolute fire" as "fire", without a sense check. Its head says what counts as slang and what does
+not.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -19,7 +22,8 @@ from typing import NamedTuple
 from mlx_companion.errors import SLMError
 from mlx_companion.slm.tracker_words import Token, tokens, unstretched
 
-_FLAGS = frozenset("uaolCvnpx")
+_FLAGS = frozenset("uaolCvnpxmst")
+_PADDED = re.compile(r"(?:\((?P<before>[^()]+)\) )?(?P<term>[^()]+?)(?: \((?P<after>[^()]+)\))?")
 _IRREGULAR = {
     "blow": "blew blown", "bite": "bit bitten", "catch": "caught", "cut": "", "do": "did done",
     "drive": "drove", "eat": "ate eaten", "fall": "fell", "freak": "freaked", "get": "got gotten",
@@ -43,12 +47,31 @@ class Entry:
         sense: what it means.
         flags: see the head of the lexicon.
         origin: section of the lexicon, such as "gaming".
+        before: words that stand before it and are no part of it.
+        after: the same after it.
     """
 
     term: str
     sense: str
     flags: str
     origin: str
+    before: str = ""
+    after: str = ""
+
+    @property
+    def whole(self) -> str:
+        """The term and the words that set it in its place."""
+        return " ".join(filter(None, (self.before, self.term, self.after)))
+
+    @property
+    def spelling(self) -> bool:
+        """A reduced spelling ("u", "thx"): casual, but no slang."""
+        return "s" in self.flags
+
+    @property
+    def plain(self) -> bool:
+        """A phrase that is no slang, though a word in it may be ("serves him right")."""
+        return "t" in self.flags
 
     @property
     def ambiguous(self) -> bool:
@@ -64,30 +87,45 @@ class Match(NamedTuple):
     last: int
 
 
+class _Phrase(NamedTuple):
+    """Words to match, of which [first, last) are the term."""
+
+    parts: tuple[str, ...]
+    first: int
+    last: int
+    entry: Entry
+
+
 class Lexicon:
     """Terms by their first word.
 
     Args:
-        entries: in order; of two for the same term, the first counts.
+        entries: in order; of two for the same term, the first counts, and a term that is listed
+            counts before the form of another.
     """
 
     def __init__(self, entries: Sequence[Entry]) -> None:
         self.entries = tuple(entries)
         self._words: dict[str, Entry] = {}
-        self._phrases: dict[str, list[tuple[tuple[str, ...], Entry]]] = {}
+        self._phrases: dict[str, list[_Phrase]] = {}
+        # "pissed" has a sense of its own, whatever the forms of "piss" are.
+        for entry in self.entries:
+            self._add(entry.term, entry)
         for entry in self.entries:
             for form in _forms(entry):
                 self._add(form, entry)
         for longer in self._phrases.values():
-            longer.sort(key=lambda item: -len(item[0]))
+            longer.sort(key=lambda phrase: -len(phrase.parts))
 
     def _add(self, form: str, entry: Entry) -> None:
-        parts = tuple(token.low for token in tokens(form))
-        if len(parts) == 1:
-            self._words.setdefault(parts[0], entry)
+        before, parts, after = (_words(text) for text in (entry.before, form, entry.after))
+        whole = (*before, *parts, *after)
+        if len(whole) == 1:
+            self._words.setdefault(whole[0], entry)
         elif parts:
-            self._phrases.setdefault(parts[0], []).append((parts, entry))
-            if all(part.isalnum() for part in parts):
+            phrase = _Phrase(whole, len(before), len(before) + len(parts), entry)
+            self._phrases.setdefault(whole[0], []).append(phrase)
+            if parts == whole and all(part.isalnum() for part in parts):
                 self._words.setdefault("-".join(parts), entry)
 
     @classmethod
@@ -100,10 +138,12 @@ class Lexicon:
         return cls(list(_entries(text)))
 
     def get(self, word: str) -> Entry | None:
-        """The entry of one word, in small letters, stretched or not."""
+        """The entry of one word, in small letters, stretched or not, or with "'s" at its end."""
         found = self._words.get(word)
         if found is None and word.endswith("in'"):
             found = self._words.get(f"{word[:-1]}g")
+        if found is None and word.endswith("'s"):
+            found = self._words.get(word[:-2])
         if found is None:
             for plain in unstretched(word):
                 found = found or self._words.get(plain)
@@ -117,20 +157,31 @@ class Lexicon:
             if match is None:
                 at += 1
                 continue
+            yield from self._inside(found, at, match.first)
             yield match
             at = match.last
 
+    def _inside(self, found: Sequence[Token], first: int, last: int) -> Iterator[Match]:
+        """Words before a term that are slang by themselves: "hella" in "hella fine"."""
+        for at in range(first, last):
+            match = self._word(found, at)
+            if match is not None and not match.entry.ambiguous:
+                yield match
+
     def _phrase(self, found: Sequence[Token], at: int) -> Match | None:
-        for parts, entry in self._phrases.get(found[at].low, ()):
-            last = at + len(parts)
-            here = found[at:last]
-            if len(here) == len(parts) and all(map(_is_form, here, parts)):
-                return Match(entry, at, last)
+        for phrase in self._phrases.get(found[at].low, ()):
+            here = found[at : at + len(phrase.parts)]
+            if len(here) == len(phrase.parts) and all(map(_is_form, here, phrase.parts)):
+                return Match(phrase.entry, at + phrase.first, at + phrase.last)
         return None
 
     def _word(self, found: Sequence[Token], at: int) -> Match | None:
         entry = self.get(found[at].low)
         return None if entry is None else Match(entry, at, at + 1)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(token.low for token in tokens(text))
 
 
 def _is_form(token: Token, part: str) -> bool:
@@ -151,13 +202,16 @@ def _entries(text: str) -> Iterator[Entry]:
             raise SLMError(f"line {number} of the lexicon is no 'terms | flags | sense': {line!r}")
         for term in parts[0].split(","):
             if term.strip():
-                yield Entry(term.strip().lower(), parts[2], parts[1], origin)
+                read = _PADDED.fullmatch(term.strip().lower())
+                if read is None:
+                    raise SLMError(f"line {number} of the lexicon: {term!r} has odd parentheses")
+                around = (read["before"] or "", read["after"] or "")
+                yield Entry(read["term"], parts[2], parts[1], origin, *around)
 
 
 def _forms(entry: Entry) -> Iterator[str]:
-    """The term and, where its flags say so, its other forms."""
+    """The other forms of a term that its flags give it."""
     term = entry.term
-    yield term
     if "n" in entry.flags:
         yield _with_s(term)
     if "v" in entry.flags:

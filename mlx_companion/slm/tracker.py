@@ -138,8 +138,10 @@ class ContextTracker(SLMModule[ContextResult]):
             DataError: the item is no message.
         """
         message = read_message(item)
-        slang = _slang_of(message.turns, SlangDetector(_packaged_lexicon()), {})
-        levels = [rule_score(text, _count(slang, at)) for at, text in enumerate(message.turns)]
+        detector = SlangDetector(_packaged_lexicon())
+        slang = _slang_of(message.turns, detector, {})
+        counts = _counts(slang, message.turns, detector)
+        levels = [rule_score(text, n) for text, n in zip(message.turns, counts, strict=True)]
         unread = ContextRead(UNCLEAR, 0.0, UNCLEAR, 0.0, rule_depth(message.turns[-1]))
         return _result(message, slang, levels, unread, tone_shift(message.turns, levels), [])
 
@@ -158,7 +160,7 @@ class ContextTracker(SLMModule[ContextResult]):
 
     def _read(self, message: Message, parts: _Parts) -> ContextResult:
         slang = _slang_of(message.turns, parts.slang, parts.learner.learned)
-        counts = [_count(slang, at) for at in range(len(message.turns))]
+        counts = _counts(slang, message.turns, parts.slang)
         levels = [float(level) for level in parts.formality.scores(message.turns, counts)]
         read = parts.heads.read([message.turns[-1]])[0]
         learned: list[ContextUpdate] = []
@@ -269,8 +271,14 @@ def _slang_of(
     ]
 
 
-def _count(slang: Sequence[Mapping[str, Any]], turn: int) -> int:
-    return sum(item.get("turn", 0) == turn for item in slang)
+def _counts(
+    slang: Sequence[Mapping[str, Any]], turns: Sequence[str], detector: SlangDetector
+) -> list[int]:
+    """Slang and reduced spellings of each turn."""
+    counts = [detector.spellings(text) for text in turns]
+    for item in slang:
+        counts[item.get("turn", 0)] += 1
+    return counts
 
 
 def _stamp(now: datetime | None) -> str | None:

@@ -86,9 +86,9 @@ def _dressed(sentence: str, rng: random.Random, around: Sequence[str]) -> Iterat
 def _place_of(lexicon: Lexicon, text: str, term: str, first: int) -> Place | None:
     found = tokens(text)
     for match in lexicon.matches(found):
-        here = found[match.first]
-        mine = match.entry.term == term or here.low == term
-        if match.entry.ambiguous and mine and here.start >= first:
+        said = " ".join(token.low for token in found[match.first : match.last])
+        mine = term in (match.entry.term, said, said.removesuffix("'s"))
+        if match.entry.ambiguous and mine and found[match.first].start >= first:
             return Place(found, match.first, match.last, match.entry.term, text)
     return None
 

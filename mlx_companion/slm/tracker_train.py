@@ -26,7 +26,7 @@ from mlx_companion.slm.linear import (
 )
 from mlx_companion.slm.packs import Pack, save_pack
 from mlx_companion.slm.slang import FULL, LIGHT, sense_blocks
-from mlx_companion.slm.slang_lexicon import Lexicon
+from mlx_companion.slm.slang_lexicon import Lexicon, Match
 from mlx_companion.slm.tracker_heads import context_blocks
 from mlx_companion.slm.tracker_rows import (
     depth_rows,
@@ -42,8 +42,8 @@ from mlx_companion.slm.tracker_words import WordTable, tokens, word_hash
 Trained = tuple[dict[str, np.ndarray], dict[str, Any], dict[str, Any]]
 # From here an ambiguous word counts as slang: of what is found, nine in ten are to be right.
 _SENSE_THRESHOLDS = {
-    LIGHT: {"threshold": 0.65, "unpractised": 0.8},
-    FULL: {"threshold": 0.85, "unpractised": 0.9},
+    LIGHT: {"threshold": 0.65, "unpractised": 0.8, "usual": 0.5},
+    FULL: {"threshold": 0.85, "unpractised": 0.9, "usual": 0.5},
 }
 _SENSE_PENALTIES = {LIGHT: [1e-4, 1e-2], FULL: [1e-4, 5e-2, 1e-1]}
 # More change nothing that can be measured.
@@ -111,6 +111,9 @@ def _folds(names: Sequence[str], folds: int = 5) -> np.ndarray:
 
 def _train_sense(texts: Texts, lexicon: Lexicon, table: WordTable) -> Trained:
     around = [t for t in texts.comments if len(t) < 90 and not any(_ambiguous(lexicon, t))]
+    # What phrases around a word decide never reaches the head, but holds elsewhere as well.
+    alone = [e for e in lexicon.entries if not (e.plain or e.before or e.after)]
+    lexicon = Lexicon(alone)
     rows = sense_rows(lexicon, texts.rng, around[:3000], texts.every)
     own = len(rows)
     rows += plain_senses(texts, lexicon)
@@ -151,6 +154,10 @@ def _train_sense(texts: Texts, lexicon: Lexicon, table: WordTable) -> Trained:
     return arrays, settings, metrics
 
 
+def _counted(match: Match) -> bool:
+    return not match.entry.ambiguous and not match.entry.plain
+
+
 def _ambiguous(lexicon: Lexicon, text: str) -> Iterator[bool]:
     return (True for match in lexicon.matches(tokens(text)) if match.entry.ambiguous)
 
@@ -175,7 +182,7 @@ def _sigmoid_of(calibration: Calibration) -> dict[str, float]:
 
 def _train_formality(texts: Texts, lexicon: Lexicon, table: WordTable) -> Trained:
     rows = formality_rows(texts)
-    slang = [sum(not m.entry.ambiguous for m in lexicon.matches(tokens(r[0]))) for r in rows]
+    slang = [sum(map(_counted, lexicon.matches(tokens(row[0])))) for row in rows]
     blocks = formality_blocks([row[0] for row in rows], table, slang)
     labels = np.array([row[1] for row in rows])
     names = np.array([row[2] for row in rows])

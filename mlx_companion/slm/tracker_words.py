@@ -24,11 +24,16 @@ import numpy as np
 from mlx_companion.errors import SLMError
 
 DIMENSIONS = 64
+# Of these an apostrophe is the first character; before another word it opens a quotation.
+_ELIDED = (
+    "ave|avin|bout|cause|cos|coz|cuz|ello|em|er|ere|eres|gram|hood|im|n|nuff|rents|round|s|spoons|"
+    "sup|til|till|tis|twas|ya|za"
+)
 # A trailing apostrophe belongs to a word only after "in" (cappin').
 _TOKEN = re.compile(
     r"https?://\S+|[@#]\w+|"
     r"[^\W_]+(?:['’*/\-][^\W_]+)*(?:(?<=in)['’](?!\w))?|"
-    r"'[^\W\d_]+(?:['’][^\W_]+)*|;\)|[^\w\s]",
+    rf"['’](?:{_ELIDED})\b|;\)|[^\w\s]",
     re.IGNORECASE,
 )
 _STRETCH = re.compile(r"([a-z])\1{2,}")
