@@ -142,7 +142,7 @@ class ContextTracker(SLMModule[ContextResult]):
         slang = _slang_of(message.turns, detector, {})
         counts = _counts(slang, message.turns, detector)
         levels = [rule_score(text, n) for text, n in zip(message.turns, counts, strict=True)]
-        unread = ContextRead(UNCLEAR, 0.0, UNCLEAR, 0.0, rule_depth(message.turns[-1]))
+        unread = _unread(message.turns[-1])
         return _result(message, slang, levels, unread, tone_shift(message.turns, levels), [])
 
     def forget(self, term: str) -> None:
@@ -162,7 +162,8 @@ class ContextTracker(SLMModule[ContextResult]):
         slang = _slang_of(message.turns, parts.slang, parts.learner.learned)
         counts = _counts(slang, message.turns, parts.slang)
         levels = [float(level) for level in parts.formality.scores(message.turns, counts)]
-        read = parts.heads.read([message.turns[-1]])[0]
+        last = message.turns[-1]
+        read = parts.heads.read([last])[0] if _is_said(last) else _unread(last)
         learned: list[ContextUpdate] = []
         shift = tone_shift(message.turns, levels)
         if message.conversation is not None:
@@ -206,16 +207,19 @@ def read_message(item: Any, line: int | None = None) -> Message:
     """Read one input.
 
     Raises:
-        DataError: it is neither a text, nor turns, nor a dict with one of them.
+        DataError: it is neither a text, nor turns, nor a dict with one of them, or has no turns.
     """
     fields: Mapping[str, Any] = item if isinstance(item, Mapping) else {}
     given = fields.get("turns", fields.get("text")) if fields else item
+    place = None if line is None else line + 1
     turns = _turns(given)
+    if turns is None and isinstance(given, Sequence) and not given:
+        raise DataError("there is no turn; give what was said, oldest first", line=place)
     if turns is None:
         raise DataError(
             "a message is a text, a list of turns, or a dict with 'text' or 'turns'; "
             f"got {str(item)[:80]!r}",
-            line=None if line is None else line + 1,
+            line=place,
         )
     known = fields.get("known") or {}
     if not isinstance(known, Mapping):
@@ -279,6 +283,15 @@ def _counts(
     for item in slang:
         counts[item.get("turn", 0)] += 1
     return counts
+
+
+def _is_said(text: str) -> bool:
+    """There is something to read: a letter, a sign, an emoji."""
+    return any(sign.isprintable() and not sign.isspace() for sign in text)
+
+
+def _unread(text: str) -> ContextRead:
+    return ContextRead(UNCLEAR, 0.0, UNCLEAR, 0.0, rule_depth(text))
 
 
 def _stamp(now: datetime | None) -> str | None:

@@ -43,7 +43,7 @@ Trained = tuple[dict[str, np.ndarray], dict[str, Any], dict[str, Any]]
 # From here an ambiguous word counts as slang: of what is found, nine in ten are to be right.
 _SENSE_THRESHOLDS = {
     LIGHT: {"threshold": 0.65, "unpractised": 0.8, "usual": 0.5},
-    FULL: {"threshold": 0.85, "unpractised": 0.9, "usual": 0.5},
+    FULL: {"threshold": 0.9, "unpractised": 0.93, "usual": 0.6},
 }
 _SENSE_PENALTIES = {LIGHT: [1e-4, 1e-2], FULL: [1e-4, 5e-2, 1e-1]}
 # More change nothing that can be measured.
