@@ -39,6 +39,37 @@ _MENTIONED = 1.5
 # "The cyclist *shrugs it off* in the book": what stands before does it.
 _TOLD = 3.0
 _OWNERS = frozenset(["the", "a", "an", "my", "your", "his", "her", "our", "their", "this", "that"])
+# What no time and no thing of a moment does: "Give me a second *flips pages*".
+_MOMENTS = frozenset(
+    [
+        "second",
+        "sec",
+        "moment",
+        "minute",
+        "bit",
+        "while",
+        "lot",
+        "time",
+        "day",
+        "week",
+        "way",
+        "thing",
+        "one",
+    ]
+)
+_HANGS = re.compile(
+    r" (?:in|on|at|of|to|from|with|by|for|into|about|over|under|near|behind|through)"
+    r" (?:(?:the|a|an|my|your|his|her|our|their|this|that|most|all) )?(?:[\w-]+ )?"
+    r"(?!then\b|and\b|or\b|but\b|it\b|also\b|he\b|she\b|which\b|who\b|that\b)[\w-]+$"
+)
+_FINITE = re.compile(
+    r"\b(?:is|are|was|were|has|have|had|can|could|will|would|does|did|do|should|must|may|might|it's|"
+    r"that's|there's|you're|I'm|we're|they're|[a-z]+(?:ed|[^su]s))\b"
+)
+# After these no verb of the third person can follow.
+_UNFINISHED = frozenset(["is", "are", "was", "were", "be", "to", "at", "by", "of", "about"])
+# "you *smiles*" is no sentence: the verb does not agree.
+_DISAGREE = frozenset(["i", "you", "we", "they", "me", "him", "us", "them"])
 _NOUNLY = "are is was were can could may or of from have has tend mean and"
 _NOUN_FOLLOWS = frozenset(_NOUNLY.split())
 
@@ -88,6 +119,7 @@ def _decided(
         return head.decides(piece, stage, ruled, surer)
     known = stage.head[0] in rules.forms["expressive"] or stage.touches_body()
     clear = known and stage.form == "s" and stage.small and piece.mark not in ("(", "[")
+    clear = clear or stage.telegraphic() or bangs(piece, rules) or _subjectless(piece, stage)
     return clear or head.decides(piece, stage, ruled)
 
 
@@ -114,9 +146,13 @@ def ruled_action(piece: Piece, rules: GuardRules, stage: Stage) -> bool:
     place, mark = piece.place, piece.mark
     if stage.plain in rules.pieces:
         return _set_piece(stage, mark, place)
-    if is_title(piece, stage, rules) or tells_of_words(piece, rules):
+    if is_title(piece, stage, rules):
         return False
-    if stage.head[0] in rules.forms["expressive"] and _expressive(rules, stage, mark, place):
+    if tells_of_words(piece, rules):
+        return _squints(piece, rules, stage)
+    if bangs(piece, rules):
+        return True
+    if stage.head[0] in rules.forms["expressive"] and _expressive(rules, stage, piece):
         return True
     if place.glued or mark in ("~", "* "):
         return False
@@ -129,6 +165,24 @@ def ruled_action(piece: Piece, rules: GuardRules, stage: Stage) -> bool:
         goes_on = place.comma and stage.form != "s" and not stage.touches_body()
         return not (plain_list or bold_head or goes_on) and stage.narrates()
     return _interrupts(piece, rules, stage)
+
+
+def bangs(piece: Piece, rules: GuardRules) -> bool:
+    """ "Lid on, *snap*, done.": a sound between two commas."""
+    alone = len(piece.words) == 1 and piece.words[0] in rules.actions["bangs"]
+    return (
+        alone and piece.place.comma and piece.place.left.endswith((",", "\u2026", "...", "\u2014"))
+    )
+
+
+def _squints(piece: Piece, rules: GuardRules, stage: Stage) -> bool:
+    """ "So the total is *squints* forty-one": no verb of the third person goes on after "is"."""
+    place = piece.place
+    acts = stage.head[0] in rules.forms["expressive"] or stage.telegraphic()
+    joined = place.previous == "and" and stage.telegraphic()
+    goes_on = not place.after and (place.previous in _UNFINISHED or joined)
+    goes_on = goes_on and place.following not in _NOUN_FOLLOWS
+    return acts and stage.form == "s" and stage.small and goes_on and not _about_words(piece)
 
 
 def _set_piece(stage: Stage, mark: str, place: Place) -> bool:
@@ -152,9 +206,11 @@ def _interrupts(piece: Piece, rules: GuardRules, stage: Stage) -> bool:
         return False
     if place.before:
         return stage.complement() or place.following in rules.actions["clause_openers"]
-    if _has_subject(piece, rules):
+    if _has_subject(piece, rules) and not stage.telegraphic():
         return False
     adverb = len(stage.head) == 2 and stage.head[1].endswith("ly")
+    if _subjectless(piece, stage):
+        return True
     return (
         stage.touches_body() or (place.loose and stage.complement()) or (adverb and not place.after)
     )
@@ -165,11 +221,37 @@ def _has_subject(piece: Piece, rules: GuardRules) -> bool:
     draft, place, start = piece.draft, piece.place, piece.start
     before = draft.words_before(start, 2)
     owned = len(before) > 1 and before[0] in _OWNERS
+    if place.previous in _DISAGREE or place.previous in _MOMENTS:
+        return False
+    if before and place.previous not in rules.actions["subjects"] and _governed(draft, start):
+        return False
     # "that" may end a sentence as its object.
     stops = place.previous in ("that", "this", "it")
     stops = stops and (place.after or place.following in INTERJECTIONS)
     name = draft.text[max(0, start - 60) : start].rstrip()[-len(place.previous) :][:1].isupper()
     return owned or name or (place.previous in rules.actions["subjects"] and not stops)
+
+
+def _subjectless(piece: Piece, stage: Stage) -> bool:
+    """Tell whether nothing before a verb of the third person can be what does it."""
+    place = piece.place
+    inside = not place.before and piece.mark[0] == "*" and not place.glued
+    if not inside or stage.form != "s" or not stage.complement() or not stage.bare:
+        return False
+    if place.loose and not _has_subject(piece, stage.rules) and not stage.captions():
+        return True
+    return place.previous in _DISAGREE | _MOMENTS or _governed(piece.draft, piece.start)
+
+
+def _governed(draft: Draft, start: int) -> bool:
+    """Tell whether the noun before `start` hangs on a preposition, behind a verb of its own.
+
+    "It was on the desk *pats pockets* and now": the desk does nothing here.
+    """
+    first = draft.sentence(start)[0]
+    left = draft.own[max(first, start - 120) : start].rstrip()
+    hangs = _HANGS.search(left)
+    return hangs is not None and _FINITE.search(left, 0, hangs.start()) is not None
 
 
 def is_title(piece: Piece, stage: Stage, rules: GuardRules) -> bool:
@@ -206,7 +288,15 @@ def _about_words(piece: Piece) -> bool:
     return _ABOUT_WORDS.search(draft.text, max(first, start - 200), until) is not None
 
 
-def _expressive(rules: GuardRules, stage: Stage, mark: str, place: Place) -> bool:
+def _owned(piece: Piece) -> bool:
+    """ "My neighbour *waves* when ...": somebody's noun stands right before."""
+    before = piece.draft.words_before(piece.start, 2)
+    owned = len(before) > 1 and before[0] in _OWNERS and before[1] not in _MOMENTS
+    return owned and not _governed(piece.draft, piece.start)
+
+
+def _expressive(rules: GuardRules, stage: Stage, piece: Piece) -> bool:
+    mark, place = piece.mark, piece.place
     head, count = stage.head, len(stage.words)
     form = rules.forms["expressive"][head[0]]
     first_person = "i" in stage.words[: count - len(head)]
@@ -215,10 +305,12 @@ def _expressive(rules: GuardRules, stage: Stage, mark: str, place: Place) -> boo
     if place.glued:
         return form == "s" and count < 6
     if mark in ("(", "["):
-        return form in ("s", "ing") and count <= 6 and (place.before or place.after)
+        told = place.following in ("is", "was", "are", "means")
+        return form in ("s", "ing") and count <= 6 and (place.before or place.after) and not told
     whole = place.before and place.after
     if form == "s":
-        return _third_person(rules, stage, place)
+        done = not place.before and not place.after and _owned(piece) and not stage.telegraphic()
+        return not done and _third_person(rules, stage, place)
     opens = place.before and place.following in rules.actions["clause_openers"]
     if form == "base":
         emote = stage.small or (len(mark) == 1 and not place.listed)

@@ -14,15 +14,9 @@ from itertools import pairwise
 
 from mlx_companion.personality.lexicon import is_word, ordinary_case
 from mlx_companion.slm.guard_labels import named_here
-from mlx_companion.slm.guard_shouts import (
-    STRETCHED,
-    TOKEN,
-    Token,
-    begins_sentence,
-    plain_word,
-    role_of,
-)
-from mlx_companion.slm.guard_text import Draft, Finding, GuardRules
+from mlx_companion.slm.guard_shouts import role_of
+from mlx_companion.slm.guard_text import Draft, Finding, GuardRules, begins_sentence
+from mlx_companion.slm.guard_wordforms import STRETCHED, TOKEN, Token, plain_word
 
 CAPS_ENTHUSIASM = "caps_enthusiasm"
 # A direction of two words or more that opens a sentence is removed, and what follows opens it.
@@ -107,7 +101,7 @@ def _inner_shouts(draft: Draft) -> list[Token]:
 
 def _settle(draft: Draft, rules: GuardRules, tokens: list[Token]) -> None:
     """Emphatic words and acronyms of a shout belong to it, and labels do in their sentence."""
-    _unite(draft, tokens, rules.capitals["gushing"])
+    _unite(draft, tokens, rules.capitals["gushing"], rules.capitals["emphatic"])
     _spread_all(draft, tokens)
     _whole_sentences(draft, tokens)
     loud = {draft.sentence(one.start) for one in tokens if one.role == "shout"}
@@ -134,15 +128,34 @@ def _whole_sentences(draft: Draft, tokens: list[Token]) -> None:
             token.role = "shout"
 
 
-def _unite(draft: Draft, tokens: list[Token], gushing: frozenset[str]) -> None:
+def _unite(
+    draft: Draft, tokens: list[Token], gushing: frozenset[str], emphatic: frozenset[str]
+) -> None:
     """In "FILE, EDIT and VIEW" the ones that are no words tell what the others are."""
-    for first, second in [*pairwise(tokens), *((b, a) for a, b in pairwise(reversed(tokens)))]:
+    _share_names(draft, tokens, gushing)
+    for first, second in pairwise(tokens):
         between = draft.text[first.end : second.start]
         named = first.role == "named" and second.word not in gushing and "\n" not in between
         listed = named and len(between) < 40 and re.search(r" (?:or|and) $", between)
         alike = between in _JOINTS or (named and between == " ") or listed
-        if first.role in ("none", "named") and second.role == "shout" and alike:
+        words = second.word in gushing | emphatic and first.role == "none"
+        if first.role in ("none", "named") and second.role == "shout" and alike and not words:
             second.role = first.role
+
+
+def _share_names(draft: Draft, tokens: list[Token], gushing: frozenset[str]) -> None:
+    """What is named once is named throughout, and so is all of a row: "APPLY TO ALL"."""
+    called = {one.word for one in tokens if one.role == "named"} - gushing
+    for token in tokens:
+        cries = draft.text[token.end : token.end + 1] == "!"
+        if token.role == "shout" and token.word in called and not cries:
+            token.role = "named"
+    for first, second in [*pairwise(tokens), *pairwise(reversed(tokens))]:
+        early, late = sorted((first, second), key=lambda one: one.start)
+        calm = second.word not in gushing and first.role == "named"
+        beside = draft.text[early.end : late.start] == " " and (first.fixed or calm)
+        if beside and second.role in ("shout", "emphatic", "label", "acronym"):
+            second.role, second.fixed = "named", first.fixed
 
 
 _JOINTS = (", ", " and ", " or ", ", and ", ", or ", "/", " vs ", ", then ", " and then ")

@@ -14,13 +14,13 @@ either side, and what the rules of `guard_stage` say of it::
 
 from __future__ import annotations
 
+import math
 import re
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
-
-import numpy as np
 
 from mlx_companion.personality.lexicon import is_word
 from mlx_companion.slm.guard_marked import INTERJECTIONS, Piece
@@ -49,13 +49,17 @@ _CLASS_OF = {word: name for name, words in _CLASSES.items() for word in words.sp
 _PLAYED = re.compile(
     r"\b(?:what (?:do|will) you do|what now|who moves|roll (?:for|a|an|initiative)"
     r"|your (?:move|turn)|\d* ?HP|DC \d|d20|make an? \w+ (?:check|save)"
-    r"|(?-i:You) (?:hear|see|hold|step|enter|wake|stand|reach|find yourself))\b",
+    r"|(?-i:You) (?:hear|see|hold|step|enter|wake|stand|reach|find yourself))\b"
+    r"|\b(?:left|right|north|south|up|down|stairs?|doors?|fight|stay|follow|in|first|ledger|map)"
+    r",? or [^.?!\n]{2,20}\?",
     re.IGNORECASE,
 )
 _LONGEST = 12
 _CLIP = 4
 _BRACKETED = 1.5
-_BRACKETED_MOVE = 0.5
+# So many features are remembered with their weights.
+_KEPT = 20_000
+_BRACKETED_MOVE = 0.0
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ class DirectionHead:
     head: LinearHead
     keep: float
     overrule: float
+    _known: dict[str, tuple[int, float]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of_pack(cls, pack: Pack) -> DirectionHead | None:
@@ -93,9 +98,22 @@ class DirectionHead:
 
     def logit(self, piece: Piece, stage: Stage, ruled: bool) -> float:
         """How much speaks for an action."""
-        columns, values = self.features.row(features_text(piece, stage, ruled))
-        weights = self.head.weights[0][columns, 0]
-        return float(np.dot(weights, values) + self.head.bias[0])
+        counts = Counter(map(self._weighed, features_text(piece, stage, ruled).split()))
+        # What `NGrams.row` gives, name by name: most names come again and again.
+        values = [(1 + math.log(count), weight) for (_, weight), count in counts.items()]
+        length = math.sqrt(sum(value * value for value, _ in values))
+        said = sum(value * weight for value, weight in values)
+        return said / length + float(self.head.bias[0])
+
+    def _weighed(self, name: str) -> tuple[int, float]:
+        """The column of a feature and its weight there."""
+        known = self._known.get(name)
+        if known is None:
+            column = int(self.features.row(name)[0][0])
+            known = column, float(self.head.weights[0][column, 0])
+            if len(self._known) < _KEPT:
+                self._known[name] = known
+        return known
 
     def decides(self, piece: Piece, stage: Stage, ruled: bool, surer: float = 0.0) -> bool:
         """Tell whether a piece is an action.
@@ -117,7 +135,7 @@ class DirectionHead:
 
 def features_text(piece: Piece, stage: Stage, ruled: bool) -> str:
     """The names of the features of a piece, as words of one text, for `NGrams`."""
-    return " ".join(_names(piece, stage, ruled))
+    return " ".join(_names(piece, stage, ruled)).replace("-", "q").casefold()
 
 
 def _names(piece: Piece, stage: Stage, ruled: bool) -> Iterator[str]:
@@ -129,7 +147,8 @@ def _names(piece: Piece, stage: Stage, ruled: bool) -> Iterator[str]:
     rule = "ruled" if ruled else "unruled"
     yield from _of_words(words, kinds)
     yield from (f"long{long}", f"case{case}", f"mark{_MARKS.get(piece.mark, 'x')}", *place)
-    yield from (f"end{_sign(piece.content.rstrip('*_ ')[-1:])}", rule)
+    ends = piece.content.rstrip("*_ ")[-1:]
+    yield from (f"end{'ask' if ends == '?' else _sign(ends)}", rule)
     left, right = place[:2]
     head = word_class(stage.head[0])
     second = kinds[1] if len(kinds) > 1 else "none"

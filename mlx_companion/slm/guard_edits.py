@@ -17,8 +17,7 @@ from mlx_companion.slm.guard_actions import ASTERISK_ACTION
 from mlx_companion.slm.guard_capitals import CAPS_ENTHUSIASM
 from mlx_companion.slm.guard_marks import EMOJI_OVERUSE, EXCLAMATION_OVERUSE
 from mlx_companion.slm.guard_names import NAME_OVERUSE
-from mlx_companion.slm.guard_shouts import begins_sentence
-from mlx_companion.slm.guard_text import Draft, Finding
+from mlx_companion.slm.guard_text import Draft, Finding, begins_sentence
 
 _VERBS = {"is": "are", "was": "were", "has": "have", "does": "do", "isn't": "aren't"}
 _ARTICLE = re.compile(r"\b([Aa]n?)([ \t]+)$")

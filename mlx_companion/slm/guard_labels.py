@@ -25,6 +25,15 @@ _BEARS = re.compile(
     r"stamped|printed|marked|labell?ed|values?|levels?|states?|modes?|colou?rs?|between|than|"
     r"[A-Z]{2,},? (?:and|or)|[A-Z]{2,},)|:|=)\s(?:(?:your|the|an?|its)\s)?$"
 )
+# Such words are values of nothing: "check the value BEFORE you use it".
+_STRESSED_WORDS = """
+    before after never always only must should not if then else either without don't do is are will
+    can cannot may
+"""
+_STRESSED = frozenset(_STRESSED_WORDS.split())
+_CALLS = re.compile(
+    r"(?:\b(?:says?|said|reads?|called|named|stamped|printed|marked|labell?ed)|:|=)\s$"
+)
 _WRITTEN = re.compile(
     r"(?:\s[A-Z]+){0,5}\s(?:was|is|were|are|had been)\s(?:\w+ )?"
     r"(?:stamped|printed|written|painted|engraved|displayed)\b"
@@ -35,12 +44,13 @@ _LABEL_BEFORE = re.compile(
 )
 _COUNTED_WORDS = """
     part chapter book act day phase level type volume section title stage class war step unit
-    lesson round episode season figure table appendix article grade group zone gate track
+    lesson round episode season figure table appendix article grade group zone gate track scene
+    verse exit box room aisle row seat floor lane stop bay dock pier exhibit annex runway code page
 """
 _COUNTED = frozenset(_COUNTED_WORDS.split())
 _NUMBER = re.compile(r"\s(?:ONE|TWO|THREE|FOUR|FIVE|SIX|SEVEN|EIGHT|NINE|TEN|[IVX]+)\b")
 # What carries words and says them: "step 3 says MIX WELL", "the lid reads KEEP COLD".
-_SAYERS = (
+SAYERS = (
     r"(?:signs?|labels?|lids?|steps?|recipes?|instructions?|manuals?|rules?|lines?|pages?|leaflets?|"
     r"notes?|cards?|letters?|notices?|tickets?|box|boxes|bottles?|jars?|bags?|tins?|packets?|"
     r"packag(?:e|es|ing)|stickers?|stamps?|banners?|posters?|doors?|screens?|displays?|panels?|"
@@ -48,7 +58,7 @@ _SAYERS = (
     r"fields?|buttons?|status|boards?|billboards?|wrappers?|covers?|cartons?|tubes?|clauses?)"
 )
 _SAID = re.compile(
-    rf"\b{_SAYERS}\b[^.!?;:\n]{{0,25}}\b(?:says?|said|reads?|warns?|shows?|states)"
+    rf"\b{SAYERS}\b[^.!?;:\n]{{0,25}}\b(?:says?|said|reads?|warns?|shows?|states)"
     r"(?: (?:to|in \w+(?: \w+)?))?[,:]? [\"'\u201c]?(?:[A-Z'\u2019]+,? ){0,6}$",
     re.IGNORECASE,
 )
@@ -93,7 +103,8 @@ def named_here(draft: Draft, start: int, end: int, word: str) -> bool:
     right = draft.own[end : min(last, end + 60)]
     if right.lstrip().startswith("!"):
         return False
-    borne = _BEARS.search(left) is not None and _BEARERS.search(left) is not None
+    bears = _CALLS if word in _STRESSED else _BEARS
+    borne = bears.search(left) is not None and _BEARERS.search(left) is not None
     return (
         borne
         or _counted(left, right, word)

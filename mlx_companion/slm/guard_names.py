@@ -12,8 +12,7 @@ import re
 from collections import Counter
 
 from mlx_companion.personality.lexicon import is_word
-from mlx_companion.slm.guard_shouts import begins_sentence
-from mlx_companion.slm.guard_text import Draft, Finding, GuardRules
+from mlx_companion.slm.guard_text import Draft, Finding, GuardRules, begins_sentence
 
 NAME_OVERUSE = "name_overuse"
 _NAME = r"[A-Z\u00c0-\u00de][a-z\u00df-\u00ff]+(?:[-'\u2019][A-Z]?[a-z]+)?"

@@ -10,7 +10,6 @@ neighbours settle what is still open::
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from mlx_companion.personality.lexicon import is_word
 from mlx_companion.slm.guard_labels import (
@@ -21,16 +20,23 @@ from mlx_companion.slm.guard_labels import (
     steers,
     used_keyword,
 )
-from mlx_companion.slm.guard_text import Draft, GuardRules
-
-_U = "A-Z\u00c0-\u00d6\u00d8-\u00de"
-TOKEN = re.compile(
-    rf"(?<![^\W_])(?<!\w['\u2019])(?:[{_U}]+(?:['\u2019][{_U}]+)+|[{_U}]{{2,}}|[AI])(?![^\W_])"
+from mlx_companion.slm.guard_spheres import in_sphere
+from mlx_companion.slm.guard_stage import verb_form
+from mlx_companion.slm.guard_text import Draft, GuardRules, begins_sentence
+from mlx_companion.slm.guard_warnings import instructs
+from mlx_companion.slm.guard_wordforms import (
+    STRETCHED,
+    TOKEN,
+    Token,
+    attached,
+    coined,
+    part_of_word,
+    plain_word,
+    stretched,
 )
-STRETCHED = re.compile(r"(.)\1{2,}")
+from mlx_companion.slm.guard_written import also_called, entered, is_doer
+
 _ROMAN = re.compile(r"M{0,3}(?:CM|CD|D?C{0,3})(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3})")
-_ATTACHED_BEFORE = "_@#$\\/=%+<{~&^|"
-_ATTACHED_AFTER = "_@#$\\/=%+({[<&^|~"
 _EXCITED = """
     i you we my your so love yes wow best happy proud this that is are was it's i'm you're get ready
     guess listen
@@ -47,22 +53,6 @@ _TECHNICAL = re.compile(
 _DEFINES = re.compile(r"\b(?:stands for|acronym|abbreviat\w+|short for|mnemonic)\b", re.IGNORECASE)
 
 
-@dataclass
-class Token:
-    """A word in capitals; role: shout, acronym, emphatic, label, single, named, person or none."""
-
-    start: int
-    end: int
-    word: str
-    role: str = ""
-    titled: bool = False
-
-
-def plain_word(word: str) -> str:
-    """`word` in lower case, with a straight apostrophe."""
-    return word.replace("\u2019", "'").lower()
-
-
 def role_of(draft: Draft, rules: GuardRules, token: Token) -> str:
     """What the word at `token` is, judged without its neighbours.
 
@@ -74,21 +64,26 @@ def role_of(draft: Draft, rules: GuardRules, token: Token) -> str:
     word, lists = token.word, rules.capitals
     if len(word) == 1:
         return "single"
-    if _part_of_word(draft, token):
-        return "shout"
-    if _attached(draft, token) or word in lists["legal"] or _of_contract(draft, token):
+    if part_of_word(draft, token):
+        return "none" if draft.holds_near(_STRESS, token.start - 150, token.end + 150) else "shout"
+    if attached(draft, token) or word in lists["legal"] or _of_contract(draft, token):
         return "none"
-    if said_here(draft, token.start):
+    if said_here(draft, token.start) or entered(draft, token.start, token.end):
+        token.fixed = True
         return "named"
     if STRETCHED.search(word):
-        return "shout" if _stretched(rules, word) else "none"
+        return "shout" if stretched(rules, word) else "none"
     if word in lists["interjections"] or word in lists["chat"]:
         mentioned = _defined(draft, token) or named_here(draft, token.start, token.end, word)
         return "none" if mentioned else "shout"
     if not is_word(word) and word not in lists["acronyms"]:
-        return "shout" if _coined(word) else ("person" if word in rules.first_names else "none")
-    if _is_numbered(draft, token):
+        return "shout" if coined(word) else ("person" if word in rules.first_names else "none")
+    if _is_numbered(draft, rules, token):
         return "none"
+    if _does_it(draft, token):
+        return "shout"
+    if _in_field(draft, rules, token):
+        return "named"
     roman = _ROMAN.fullmatch(word.upper()) and word not in ("mix", "did")
     if roman or _heads_line(draft, rules, token):
         return "none"
@@ -99,10 +94,41 @@ def role_of(draft: Draft, rules: GuardRules, token: Token) -> str:
 
 
 def _is_name(draft: Draft, token: Token) -> bool:
+    if is_doer(draft, *_at(token)):
+        return True
     return named_here(draft, *_at(token)) or set_here(draft, token.start, token.end)
 
 
-_CONTRACT = re.compile(r"\b(?:WARRANT\w+|LIABLE|LIABILITY|MERCHANTABILITY|HEREBY|HEREIN)\b")
+# Stress is spoken of: "re-CORD is the verb".
+_STRESS = re.compile(r"\b(?:syllables?|stress(?:es|ed)?|pronounc\w+|accent|noun|verb)\b")
+
+
+_PARTICLES = frozenset(["up", "down", "out", "in", "on", "off", "back"])
+
+
+# "Portland, OR"
+_TOWN = re.compile(r"\b[A-Z][a-z]{2,}, $")
+_STATES_OF_US = frozenset(["or", "me", "in", "ok", "hi", "oh", "pa", "la", "id", "ma", "al"])
+_TOWNLESS = frozenset(["yes", "no", "well", "okay", "right", "sure", "so", "look", "now", "hey"])
+
+
+def _in_field(draft: Draft, rules: GuardRules, token: Token) -> bool:
+    lists, word = rules.capitals, token.word
+    if also_called(draft, token.start, token.end):
+        return True
+    common = any(word in lists[kind] for kind in ("emphatic", "gushing", "unnamed"))
+    before = (draft.words_before(token.start, 1) or [""])[-1]
+    town = word in _STATES_OF_US and before not in _TOWNLESS
+    if town and _TOWN.search(draft.own, max(0, token.start - 20), token.start):
+        return True
+    doubtful = common or word in _PARTICLES or before in _DOERS or _stressed(draft, token)
+    return in_sphere(draft, rules, token.start, token.end, word, doubtful=doubtful)
+
+
+_CONTRACT = re.compile(
+    r"\b(?:WARRANT\w+|LIABLE|LIABILITY|MERCHANTABILITY|HEREBY|HEREIN|PROVIDED AS|DISCLAIM\w*|"
+    r"INDEMNI\w+|AS[ -]IS)\b"
+)
 
 
 def _of_contract(draft: Draft, token: Token) -> bool:
@@ -122,9 +148,9 @@ def _word_role(draft: Draft, rules: GuardRules, token: Token) -> str:
         return "emphatic"
     if word in lists["emphatic"]:
         asks = word in _ASKS and draft.text[token.end : token.end + 1] in ("?", "!")
-        return "shout" if asks or not _instructs(draft, token) else "emphatic"
+        return "shout" if asks or not instructs(draft, *_at(token)) else "emphatic"
     if word in lists["labels"]:
-        stressed = word in lists["qualities"] and _stressed(draft, token)
+        stressed = word in lists["qualities"] and (_stressed(draft, token) or _told(draft, token))
         return "shout" if stressed else "label"
     return "shout"
 
@@ -134,11 +160,13 @@ def _at(token: Token) -> tuple[int, int, str]:
 
 
 # "DAY 3", "PART II": what is counted is a label.
-_NUMBERED = re.compile(r"\s(?:#?\d+\b(?!\s?%)|[IVX]+\b(?!['\u2019]))(?! (?:times|more|of)\b)")
+_NUMBERED = re.compile(r"\s(?:#?[A-Z]?\d+\b(?!\s?%)|[IVX]+\b(?!['\u2019]))(?! (?:times|more|of)\b)")
 
 
-def _is_numbered(draft: Draft, token: Token) -> bool:
+def _is_numbered(draft: Draft, rules: GuardRules, token: Token) -> bool:
     found = _NUMBERED.match(draft.text, token.end)
+    if token.word in rules.capitals["emphatic"] or token.word in rules.capitals["gushing"]:
+        return False
     # "EVERYTHING I hoped for" is not the first of its kind.
     return found is not None and (found[0].strip() != "I" or is_counted(token.word))
 
@@ -163,6 +191,15 @@ def _stressed(draft: Draft, token: Token) -> bool:
     return last in _DEGREES or exclaims
 
 
+_TOLD = frozenset(["well", "and", "all", "have", "has", "you've", "i've", "we've", "get", "got"])
+
+
+def _told(draft: Draft, token: Token) -> bool:
+    """ "Well DONE", "And DONE.": a label that stands in a sentence."""
+    before = [word.replace("\u2019", "'") for word in draft.words_before(token.start, 1)]
+    return bool(_TOLD.intersection(before))
+
+
 _DOERS = frozenset(["i", "he", "she", "we", "they"])
 _OBJECTS = """
     the a an my your his her its our their this that it him them me us you down up out on in off
@@ -172,140 +209,49 @@ _DONE_TO = frozenset(_OBJECTS.split())
 _WONDERS = frozenset(["guess", "know", "knows", "tell", "see", "wonder", "remember", "ask", "is"])
 
 
+def _does_it(draft: Draft, token: Token) -> bool:
+    """Tell whether it is the verb of its sentence: "he LEFT his keys"."""
+    before = (draft.words_before(token.start, 1) or [""])[-1]
+    following = (draft.words_after(token.end, 1) or [""])[0]
+    return before in _DOERS and following in _DONE_TO
+
+
 def _only_a_word(draft: Draft, rules: GuardRules, token: Token) -> bool:
     """Tell whether what could be an acronym is a shout after all."""
     before = (draft.words_before(token.start, 1) or [""])[-1]
     after = draft.text[token.end : token.end + 1]
     if token.word == "am":
         return before == "i"
-    if before in _DOERS and (draft.words_after(token.end, 1) or [""])[0] in _DONE_TO:
+    if f"{before} {token.word}" in rules.phrases:
         return True
-    if token.word == "who" and before in _WONDERS:
+    if token.word == "who" and (before in _WONDERS or _asks_who(draft, token)):
         return True
+    if token.word == "us" and before == "of":
+        return draft.words_before(token.start, 2)[0] in _SHARES
     if token.word in ("it", "in", "on", "me", "us", "who"):
         ends = bool(after) and after in "!"
         return ends and before in rules.capitals["doing"]
     if token.word not in rules.capitals["plain"]:
         return False
-    whole = begins_sentence(draft, token.start) and (not after or after in ".!,?\u2026")
-    return whole or _stressed(draft, token)
+    ends = not after or after in ".!,?\u2026"
+    whole = begins_sentence(draft, token.start) and ends
+    # "I type FAST." says how; "they use SMART." and "part of FAST." name what.
+    closes = ends and after != "," and before not in _LEADS and len(before) > 1
+    return whole or closes or _stressed(draft, token)
 
 
-_HAZARDS = re.compile(
-    r"\b(?:warning|caution|note|careful|beware|danger\w*|delet\w+|eras\w+|overwrit\w+|unplug\w*|"
-    r"poison\w*|toxic|bleach|ammonia|acid|dos(?:e|age)s?|doctor|medic\w+|pregnan\w+|voltage|"
-    r"electric\w*|flammable|irreversibl\w+|permanent\w*|password|backups?|passcode|scam\w*|"
-    r"allerg\w+|tablets?|pills?|mg|fumes|explo\w+|mains|gas|root|production|data|"
-    r"required|mandatory|warranty|safe|recommended|allowed|permitted|supported|refundable|legal|"
-    r"covered|edible|drinkable|waterproof|advice|overdose|harm\w*|risks?|injur\w+|emergency|"
-    r"deadline|expires?|submit|passport)\b",
-    re.IGNORECASE,
-)
+def _asks_who(draft: Draft, token: Token) -> bool:
+    following = draft.text[token.end : token.end + 20].lstrip()[:1]
+    last = draft.text[: draft.sentence(token.start)[1]].rstrip()[-1:]
+    return begins_sentence(draft, token.start) and following.islower() and last == "?"
 
 
-def _instructs(draft: Draft, token: Token) -> bool:
-    """Tell whether an emphatic word is part of an order, a warning or a formula of logic."""
-    first, last = draft.sentence(token.start)
-    near = max(first, token.start - 200), min(last, token.end + 200)
-    if any(draft.holds_near(one, *near) for one in (_HAZARDS, _TECHNICAL, _LOGIC)):
-        return True
-    before = (draft.words_before(token.start, 1) or [""])[-1]
-    following = (draft.words_after(token.end, 1) or [""])[0]
-    if token.word == "not":
-        return before in ("do", "must", "should", "shall", "may")
-    if token.word in ("don't", "do"):
-        return begins_sentence(draft, token.start) or following == "not"
-    orders = token.word in ("never", "always", "only", "before", "after", "if", "without")
-    return orders and begins_sentence(draft, token.start) and following not in _EXCITED_LINE
-
-
-_LOGIC = re.compile(
-    r"\b(?:AND|OR|XOR|NAND|NOR)\b[^\n]{0,40}\b(?:AND|OR|NOT|XOR|NAND|NOR)\b"
-    r"|\b(?:gates?|search(?:es)?|filters?|truth|expressions?|conditions?|logic|circuits?)\b"
-)
-
-
-def _part_of_word(draft: Draft, token: Token) -> bool:
-    """ "abso-LUTELY", "un-BE-LIEVABLE": the pieces make one word."""
-    text = draft.text
-    if "-" not in (text[token.start - 1 : token.start], text[token.end : token.end + 1]):
-        return False
-    left = re.search(r"(?:[^\W\d_]+-)*$", text[max(0, token.start - 30) : token.start])
-    right = re.match(r"(?:-[^\W\d_]+)*", text[token.end : token.end + 30])
-    whole = (left[0] if left else "") + token.word.upper() + (right[0] if right else "")
-    mixed = any(one.islower() for one in whole) or whole.count("-") > 1
-    return mixed and len(whole) > 6 and (is_word(whole.replace("-", "")) or _tmesis(whole))
-
-
-def _tmesis(whole: str) -> bool:
-    """ "abso-freaking-LUTELY": a word with another one put into it."""
-    first, *_, last = whole.split("-")
-    return whole.count("-") == 2 and is_word(first + last)
-
-
-def _attached(draft: Draft, token: Token) -> bool:
-    text = draft.text
-    before, after = text[token.start - 1 : token.start], text[token.end : token.end + 1]
-    if before and before in _ATTACHED_BEFORE and not _emphasis(text, token.start - 1, -1):
-        return True
-    if after and after in _ATTACHED_AFTER and not _emphasis(text, token.end, 1):
-        return True
-    if before in ("-", ":", ".", "\u2011") and text[token.start - 2 : token.start - 1].isalnum():
-        return not (before == "-" and _shouted_part(text, token.start - 1, -1))
-    if after in ("-", ":", ".", "\u2011") and text[token.end + 1 : token.end + 2].isalnum():
-        return not (after == "-" and _shouted_part(text, token.end, 1))
-    listed = text[max(0, token.start - 10) : token.start].upper()
-    return bool(re.search(r"(?:NYSE|NASDAQ|LSE|TICKER):?\s*$", listed))
-
-
-def _emphasis(text: str, at: int, step: int) -> bool:
-    # `_SO_` is emphasis where the underscore has no letter on its other side.
-    beyond = text[at + step] if 0 <= at + step < len(text) else " "
-    return text[at] in "_~" and not beyond.isalnum()
-
-
-def _shouted_part(text: str, hyphen: int, step: int) -> bool:
-    near = text[hyphen + 1 : hyphen + 30] if step > 0 else text[max(0, hyphen - 30) : hyphen]
-    parts = re.findall(r"[^\W_]+", near)
-    part = (parts[0] if step > 0 else parts[-1]) if parts else ""
-    return len(part) > 1 and part.isupper() and is_word(part)
-
-
-def _stretched(rules: GuardRules, word: str) -> bool:
-    if len(set(word)) == 1:
-        return word[0] in "oah" and len(word) > 3
-    once, twice = STRETCHED.sub(r"\1", word), STRETCHED.sub(r"\1\1", word)
-    known = rules.capitals["interjections"]
-    return any(is_word(one) or one in known for one in (once, twice)) or _mostly_vowel(word)
-
-
-def _mostly_vowel(word: str) -> bool:
-    return sum(letter in "aeiouh" for letter in word) * 2 > len(word) and len(word) > 4
-
-
-_ENDINGS = ("ing", "tastic", "licious", "ously", "ingly", "tacular", "azing", "some", "ful", "edly")
-
-
-def _coined(word: str) -> bool:
-    if not word.isalpha() or len(word) < 6:
-        return False
-    return (len(word) > 7 and word.endswith(_ENDINGS)) or _derived(word)
-
-
-_SUFFIXES = """
-    ling lings hood s es ed d er r est ing ly ness less able ous ious ies ied ier iest ily ment ish
-    y
+_SHARES = frozenset(["both", "all", "two", "three", "most", "some", "any", "none", "one", "each"])
+_LEAD_WORDS = """
+    the a an in of on by via to with for called use uses used using from at and or as is are than
+    like into onto under per no any join joined take takes took follow follows
 """
-_DERIVED = tuple(sorted(_SUFFIXES.split(), key=len, reverse=True))
-
-
-def _derived(word: str) -> bool:
-    """Tell whether it is an ordinary word with an ending: "AWESOMENESS", "YUMMIEST"."""
-    for ending in _DERIVED:
-        stem = word.removesuffix(ending)
-        if stem != word and len(stem) > 3 and any(map(is_word, (stem, stem + "e", stem + "y"))):
-            return True
-    return False
+_LEADS = frozenset(_LEAD_WORDS.split())
 
 
 # "BEHOLD: a budget that balances" is no label.
@@ -339,17 +285,56 @@ def _on_screen(draft: Draft, rules: GuardRules, token: Token) -> bool:
     before = draft.words_before(token.start, 3)
     if before[-1:] != ["as"]:
         before = before[-2:]
+    if token.word in rules.capitals["emphatic"] or token.word in _ADVERBS:
+        near = {*before[-1:], *draft.words_after(token.end, 1)}
+        return bool(near & _NAMING) or (token.word not in _ADVERBS and _stated(draft, token))
     ends = draft.text[token.end : token.end + 1] in (".", "!", "?", "\u2026")
     after = [] if ends else draft.words_after(token.end, 1)
-    if token.word in rules.capitals["gushing"] or token.word.endswith(("ly", "'re", "'m", "'ve")):
+    never = token.word in rules.capitals["gushing"] or token.word in rules.capitals["unnamed"]
+    if never or token.word.endswith(("ly", "'re", "'m", "'ve")):
         return False
     if before and before[-1] in _DEGREES:
         # "The test was HARD" is a shout, "the flag is HIGH" none.
         context = rules.capitals["stateful"]
+    # "a build that WORKS", "the query took HOURS", "my code COMPILED": told of, and not named so.
+    if before and (_tells(draft, token, before[-1]) or (len(before) > 1 and _parts(before[-1]))):
+        before = []
     return any(word in context for word in (*after, *before)) or _stated(draft, token)
 
 
-_STATES = re.compile(r"\b(?:state machine|states?|status|statuses|modes?|phases?)\b")
+_WHEN = "first last now then soon later early late today tomorrow tonight yesterday everywhere next"
+_ADVERBS = frozenset(_WHEN.split())
+_NAMING_WORDS = """
+    press hit click key keys button operator operators keyword called named marked labelled labeled
+    gate gates clause symbol function option mode command circuit
+"""
+_NAMING = frozenset(_NAMING_WORDS.split())
+_PREDICATED = """
+    test tests build builds code query file files server servers commit branch scan exam trial card
+    bus type response text magazine environment script model form sign
+"""
+_PREDICATE_OF = frozenset(_PREDICATED.split())
+_RELATIVE = frozenset(["that", "which", "who", "i", "you", "he", "she", "we", "they", "it"])
+
+
+def _tells(draft: Draft, token: Token, previous: str) -> bool:
+    """Tell whether the word is what the noun before it does: "the test PASSES"."""
+    word = token.word
+    verbal = bool(verb_form(word)) or (word.endswith("ed") and is_word(word[:-2] + "ing"))
+    state = word in ("failed", "passed", "closed", "merged")
+    own = draft.words_before(token.start, 2)[0] in ("my", "your", "our", "his", "her", "their", "i")
+    return previous in _PREDICATE_OF and not state and (verbal or own)
+
+
+def _parts(previous: str) -> bool:
+    """Tell whether a word between a noun and capitals parts them: "a server that RESPONDS"."""
+    return previous in _RELATIVE or previous in _TOOK
+
+
+_TOOK = frozenset(["took", "takes", "take", "got", "actually", "really", "finally", "just", "even"])
+
+
+_STATES = re.compile(r"\b(?:state machine|states?(?! of\b)|status|statuses|modes?|phases?)\b")
 
 
 def _stated(draft: Draft, token: Token) -> bool:
@@ -381,13 +366,7 @@ def _in_keywords(draft: Draft, rules: GuardRules, token: Token) -> bool:
     keywords = shouted & rules.capitals["keywords"]
     if keywords & _SQL and len(keywords) > 1:
         return True
+    if token.word in rules.capitals["emphatic"] or token.word in rules.capitals["gushing"]:
+        return False
     window = max(0, token.start - 400), token.end + 400
     return draft.holds_near(_TECHNICAL, *window) or draft.markup.holds("code")
-
-
-def begins_sentence(draft: Draft, position: int) -> bool:
-    """Tell whether a sentence, line or list item begins at `position`."""
-    start, _ = draft.line(position)
-    left = draft.text[max(start, position - 100) : position].rstrip(" \t*_\"'\u201c\u2018([~")
-    left = re.sub(r"^[\s>]*(?:[-*+\u2022]|\d{1,3}[.)]|#{1,6})?\s*", "", left[-80:])
-    return not left or (left[-1] in ".!?\u2026:" and not left.endswith((":", "...", "\u2026")))

@@ -36,6 +36,19 @@ _VERBAL_WORDS = """
     around about into onto against across behind along aside
 """
 _VERBAL = frozenset(_VERBAL_WORDS.split())
+_RECKONING = frozenset(
+    [
+        "counting",
+        "including",
+        "considering",
+        "excluding",
+        "mentioning",
+        "knowing",
+        "being",
+        "having",
+    ]
+)
+_TIMED = frozenset(["from", "at", "in", "on", "for", "by", "to", "after", "before"])
 _AUXILIARIES = frozenset(["is", "are", "was", "were", "has", "have", "had", "been", "being"])
 _OPENINGS = frozenset(["without", "not", "while", "still", "before", "after", "by", "nearly"])
 _PERCEIVED = re.compile(
@@ -142,6 +155,8 @@ class Stage:
         verb = self.head[0]
         if self.captions() or not (self.bare or (self.complement() and verb != "takes")):
             return False
+        if not self.bare and self.head[1] in _TIMED:
+            return False
         if self.form == "s":
             return len(self.words) > 1 or self.small or verb in self.rules.forms["expressive"]
         last = verb.rpartition("-")[2]
@@ -161,10 +176,23 @@ class Stage:
         """ "tilting my head", "without looking up", "feeling sheepish"."""
         head = self.head
         if self.words[0] in _OPENINGS and len(self.words) > 1:
-            return self.small and self._known(self.words[1]) == "ing"
+            known = self._known(self.words[1]) == "ing"
+            return self.small and (known or self._refrains())
         if self.form != "ing" or not self.bare:
             return False
         return self.small or head[0] in self.rules.forms["expressive"] or self.complement()
+
+    def _refrains(self) -> bool:
+        """ "not meeting your eyes", and no "not counting weekends"."""
+        if self.words[0] not in ("not", "without", "still") or len(self.words) < 3 or not self.bare:
+            return False
+        verb = self.words[1]
+        return verb.endswith("ing") and len(verb) > 5 and verb not in _RECKONING
+
+    def telegraphic(self) -> bool:
+        """ "scratches head", "checks watch": a verb and what is at hand without "his" or "a"."""
+        things = self.lists["body"] | self.lists["props"]
+        return self.form == "s" and len(self.head) > 1 and self.head[1] in things
 
     def _first_person(self) -> bool:
         words = self.words

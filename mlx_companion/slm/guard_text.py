@@ -130,6 +130,14 @@ class Draft:
         return not self.markup.touches(start, end, NOT_OWN)
 
 
+def begins_sentence(draft: Draft, position: int) -> bool:
+    """Tell whether a sentence, line or list item begins at `position`."""
+    start, _ = draft.line(position)
+    left = draft.text[max(start, position - 100) : position].rstrip(" \t*_\"'\u201c\u2018([~")
+    left = re.sub(r"^[\s>]*(?:[-*+\u2022]|\d{1,3}[.)]|#{1,6})?\s*", "", left[-80:])
+    return not left or (left[-1] in ".!?\u2026:" and not left.endswith((":", "...", "\u2026")))
+
+
 @dataclass(frozen=True)
 class TopicRule:
     """A topic, ready for matching; see `rules.yaml`."""
@@ -142,6 +150,10 @@ class TopicRule:
     doubtful: frozenset[str] = frozenset()
     proper: frozenset[str] = frozenset()
     products: frozenset[str] = frozenset()
+    beside: frozenset[str] = frozenset()
+    describing: frozenset[str] = frozenset()
+    colours: frozenset[str] = frozenset()
+    senses: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
 
 class GuardRules:
@@ -159,14 +171,16 @@ class GuardRules:
             tree = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
             self.actions = {k: _words(v) for k, v in tree["actions"].items()}
             self.pieces = frozenset(tree["actions"]["pieces"])
+            self.phrases = frozenset(tree["capitals"].pop("phrases"))
             self.capitals = {k: _words(v) for k, v in tree["capitals"].items()}
             self.names_with_mark = tuple(tree["exclamations"]["names"])
             self.first_names = _words(tree["names"]["first"])
+            self.spheres = tuple(map(_sphere, tree["spheres"].values()))
             self.topics = {name: _topic(rule) for name, rule in tree["topics"].items()}
             self.forms = {
                 kind: _all_forms(self.actions[kind]) for kind in ("expressive", "physical")
             }
-        except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        except (yaml.YAMLError, KeyError, TypeError, AttributeError, re.error) as error:
             raise SLMError(
                 f"the guard's rules cannot be read ({error!r}); restore the pack"
             ) from error
@@ -174,6 +188,11 @@ class GuardRules:
 
 def _words(value: str | list[str]) -> frozenset[str]:
     return frozenset(value.split() if isinstance(value, str) else value)
+
+
+def _sphere(rule: Mapping[str, str]) -> tuple[re.Pattern[str], frozenset[str]]:
+    cues = "|".join(rule["cues"].split())
+    return re.compile(rf"\b(?:{cues})(?!\w)", re.IGNORECASE), _words(rule["words"])
 
 
 def _topic(rule: Mapping[str, Any]) -> TopicRule:
@@ -187,6 +206,10 @@ def _topic(rule: Mapping[str, Any]) -> TopicRule:
         _words(rule.get("doubtful", "")),
         _words(rule.get("proper", "")),
         _words(rule.get("products", "")),
+        _words(rule.get("beside", "")),
+        _words(rule.get("describing", "")),
+        _words(rule.get("colours", "")),
+        {term: _words(words) for term, words in rule.get("senses", {}).items()},
     )
 
 

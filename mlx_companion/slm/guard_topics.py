@@ -14,17 +14,10 @@ from dataclasses import replace
 from functools import lru_cache
 
 from mlx_companion.personality.guard_settings import TopicSettings
-from mlx_companion.personality.lexicon import is_word
-from mlx_companion.slm.guard_shouts import begins_sentence
+from mlx_companion.slm.guard_senses import is_meant, is_name_here
 from mlx_companion.slm.guard_text import Draft, Finding, GuardRules, TopicRule
 
 PROHIBITED_PHRASE = "prohibited_phrase"
-# "A latte and a roll, please" is served; "a latte wall" is painted.
-_SERVED = re.compile(r"\b(?:a|an|another|my|your) $", re.IGNORECASE)
-_NO_NOUN = re.compile(
-    r"\s*(?:[^\w\s]|$)| (?:and|or|with|for|to|in|at|on|before|after|from|is|first)\b"
-)
-_WORDS = re.compile(r"[a-z]+(?:['\u2019-][a-z]+)*")
 
 
 def topic_violation(topic: str) -> str:
@@ -68,8 +61,8 @@ def find_topic(draft: Draft, topic: str, rule: TopicRule) -> list[Finding]:
         start, end = match.span()
         term = " ".join(match.group().lower().split())
         inside = any(first <= start and end <= last for first, last in excepted)
-        named = term not in rule.proper and _in_name(draft, start, end)
-        if inside or named or not _keeps_company(draft, rule, term, start):
+        named = term not in rule.proper and is_name_here(draft, start, end)
+        if inside or named or not is_meant(draft, rule, term, start):
             continue
         detail = {"after": rule.terms.get(term, ""), "term": term}
         found.append(Finding(topic_violation(topic), start, end, detail))
@@ -105,34 +98,3 @@ def _pattern(terms: tuple[str, ...]) -> re.Pattern[str]:
 
 def _spans(text: str, phrases: tuple[str, ...]) -> list[tuple[int, int]]:
     return [match.span() for match in _pattern(phrases).finditer(text)] if phrases else []
-
-
-def _in_name(draft: Draft, start: int, end: int) -> bool:
-    """A capital inside of a sentence makes a name: "my cat Latte", "Mocha runs the tests"."""
-    text = draft.text
-    word = text[start:end]
-    if not word[0].isupper() or word.isupper() or draft.markup.inside(start, ("heading", "table")):
-        return False
-    before = text[max(0, start - 30) : start]
-    if begins_sentence(draft, start):
-        # "Mocha Mousse", "Java Sea": another capital right behind it, though not "Coffee Shop".
-        following = re.match(r"\s([A-Z][a-z]+)", text[end : end + 30])
-        return following is not None and not is_word(following[1])
-    # In a row of capitals ("Best Coffee In Town") capitals tell nothing.
-    row = re.search(r"([A-Z][a-z]+)\s$", before)
-    return row is None or not is_word(row[1])
-
-
-def _keeps_company(draft: Draft, rule: TopicRule, term: str, start: int) -> bool:
-    first, last = draft.sentence(start)
-    near = draft.prose[max(first, start - 200) : min(last, start + 200)]
-    words = set(_WORDS.findall(near.lower())) - {term}
-    capital = draft.text[start].isupper() and not draft.text[start : start + 2].isupper()
-    if term not in rule.weak and term not in rule.doubtful:
-        return not (capital and words & rule.products)
-    inside = capital and not begins_sentence(draft, start) and term not in rule.proper
-    served = _SERVED.search(draft.text, max(0, start - 12), start) is not None
-    served = served and _NO_NOUN.match(draft.text, start + len(term)) is not None
-    near_it = bool(words & rule.company) or served
-    friends = term in rule.doubtful or (near_it and not inside)
-    return friends and not words & rule.strangers
