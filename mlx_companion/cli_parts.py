@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
 
+from mlx_companion.errors import DataError
 from mlx_companion.runtime.paths import HOME_VARIABLE
 
 T = TypeVar("T")
@@ -72,3 +78,40 @@ def path_or_share(text: str | None) -> str | float | None:
         return None if text is None else float(text)
     except ValueError:
         return text
+
+
+@contextmanager
+def lines_in(source: Path) -> Iterator[Path]:
+    """The file of JSON lines to read: `source`, or for `-` what standard input gave, to its end.
+
+    Raises:
+        DataError: from the block; the place of one in standard input is named so.
+    """
+    if str(source) != "-":
+        yield source
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        held = Path(folder, "lines.jsonl")
+        with held.open("wb") as file:
+            shutil.copyfileobj(sys.stdin.buffer, file)
+        try:
+            yield held
+        except DataError as error:
+            if error.path != held:
+                raise
+            raise DataError(str(error).replace(str(held), "standard input", 1)) from error
+
+
+@contextmanager
+def lines_out(out: Path) -> Iterator[Path]:
+    """The file to write: `out`, or for `-` one that goes to standard output after the block."""
+    if str(out) != "-":
+        yield out
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        held = Path(folder, "lines.jsonl")
+        yield held
+        sys.stdout.flush()
+        with held.open("rb") as file:
+            shutil.copyfileobj(file, sys.stdout.buffer)
+        sys.stdout.buffer.flush()

@@ -15,6 +15,8 @@ from mlx_companion.cli_parts import (
     DataDir,
     Set,
     flag,
+    lines_in,
+    lines_out,
     make_console,
     option,
     print_json,
@@ -55,8 +57,12 @@ _RATE_FROM = 50
 @app.command()
 def run(
     module: Annotated[str, typer.Argument(help=WHICH)],
-    source: Annotated[Path, option("FILE", "JSON lines with the module's field.", "--in")],
-    out: Annotated[Path, option("FILE", "The lines again, each with its result.", "--out")],
+    source: Annotated[
+        Path, option("FILE", "JSON lines with the module's field; - for standard input.", "--in")
+    ],
+    out: Annotated[
+        Path, option("FILE", "The lines again with their results; - for standard output.", "--out")
+    ],
     config: ConfigFile = None,
     set_: Set = None,
     data_dir: DataDir = None,
@@ -80,8 +86,8 @@ def run(
     with make_console(stderr=True).status("loading"):
         built = factory.get_module(module)
         built.prepare()
-    with _counted("lines") as progress:
-        done = run_file(built, source, out, batch_size=batch_size, progress=progress)
+    with lines_in(source) as lines, lines_out(out) as results, _counted("lines") as progress:
+        done = run_file(built, lines, results, batch_size=batch_size, progress=progress)
     _tell(done, out)
     if done.failed:
         raise typer.Exit(1)
@@ -319,7 +325,7 @@ def _tell(done: FileRun, out: Path) -> None:
     # Of a few lines the first, which loads and warms up, says nothing about the rest.
     many = done.rows >= _RATE_FROM and done.seconds
     rate = f", {done.rows / done.seconds:,.0f} a second" if many else ""
-    say(f"{out}: {lines} in {done.seconds:.1f} s{rate}")
+    say(f"{'standard output' if str(out) == '-' else out}: {lines} in {done.seconds:.1f} s{rate}")
     if done.fallbacks:
         say(f"{done.fallbacks:,} answered by rules alone; `error` in the line says why")
     if done.failed:

@@ -47,7 +47,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         A path in the same folder, with the same suffix, that does not exist yet.
 
     Raises:
-        ConfigError: `path` is a folder, a device or a pipe, which must not be replaced.
+        ConfigError: `path` is a folder, a device or a pipe, which must not be replaced, or its
+            folder cannot be made.
         DiskFullError: the disk filled up; `path` is as it was before.
     """
     target = _file_to_write(Path(path))
@@ -72,6 +73,7 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
         The temporary folder, in the same parent.
 
     Raises:
+        ConfigError: the parent cannot be made.
         DiskFullError: the disk filled up; `path` is as it was before.
     """
     target = Path(path)
@@ -138,7 +140,7 @@ def _written_beside(target: Path) -> Iterator[Path]:
     """Yield a temporary name beside `target`; afterwards nothing is left under it."""
     temporary = None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(target.parent)
         _sweep(target)
         name = f".tmp-{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}-{target.name}"
         temporary = target.parent / name
@@ -155,6 +157,18 @@ def _written_beside(target: Path) -> Iterator[Path]:
         if temporary is not None:
             # After a swap of folders this is the old content.
             _remove(temporary)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in _FULL:
+            raise
+        why = "a file is in its place" if isinstance(error, FileExistsError) else error.strerror
+        raise ConfigError(
+            f"the folder {folder} cannot be made ({why}); give a place where it can"
+        ) from error
 
 
 def _means_full_disk(error: Exception, folder: Path) -> bool:

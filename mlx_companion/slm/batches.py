@@ -4,13 +4,15 @@
     done.rows, done.failed, done.seconds
 
 The file is read and written in batches, so its size does not matter, and the output appears whole
-or not at all. A line that is malformed ends the run, with its file, line and field. A line on which
+or not at all. A line that is malformed ends the run, with its file, line and field; so does one
+with NaN or a number beyond all floats, which could not be written as JSON again. A line on which
 the module itself fails is answered by its fallback, or has `result` null and `error` beside it.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -163,6 +165,27 @@ def item_of(name: str, row: dict[str, Any]) -> Any:
     return found
 
 
+def check_numbers(row: dict[str, Any]) -> None:
+    """Refuse what Python reads as a number and JSON has none for.
+
+    Raises:
+        DataError: NaN, an infinity, or a number such as 1e400; names the field.
+    """
+    for name, held in row.items():
+        # A list of what is left to look at: a line may be nested as deeply as JSON is read.
+        rest = [held]
+        while rest:
+            value = rest.pop()
+            if isinstance(value, dict):
+                rest.extend(value.values())
+            elif isinstance(value, list):
+                rest.extend(value)
+            elif isinstance(value, float) and not math.isfinite(value):
+                told = "it is" if value is held else "it holds"
+                problem = f"{told} NaN or beyond the largest float (1.8e308); write null"
+                raise DataError(problem, field=name)
+
+
 def _lines(source: Path, name: str) -> Iterator[_Line]:
     if source.is_dir():
         raise DataError("it is a folder; give one file of JSON lines", path=source)
@@ -174,6 +197,7 @@ def _lines(source: Path, name: str) -> Iterator[_Line]:
             problem = f"it is {_named(row.value)}; expected an object {{...}} on each line"
             raise DataError(problem, path=source, line=row.line)
         try:
+            check_numbers(row.value)
             item = item_of(name, row.value)
         except DataError as error:
             raise _at(source, row.line, error) from error

@@ -134,6 +134,7 @@ def test_text_of_any_kind_comes_out_as_it_went_in(run: Run, modules: Any, tmp_pa
         ('{"query": 7}', "x.jsonl:2: field 'query': it is a number; expected a text"),
         ('{"query": null}', "x.jsonl:2: field 'query': it is null; research_classifier reads"),
         ('{"query": "x", "today": 3}', "x.jsonl:2: field 'today': it is a number"),
+        ('{"query": "x", "score": NaN}', "x.jsonl:2: field 'score': it is NaN"),
     ],
 )
 def test_a_bad_line_is_told_with_its_place_and_nothing_is_written(
@@ -186,6 +187,22 @@ def test_a_device_is_no_place_for_results(run: Run, modules: Any, tmp_path: Path
     assert done.exit_code == 2
     assert "expected the name of a file to write" in " ".join(done.stderr.split())
     assert pipe.is_fifo()
+
+
+def test_a_dash_is_standard_input_and_standard_output(
+    run: Run, modules: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ("slm", "run", "personality_guard", "--in", "-", "--out", "-")
+    done = run(*words, input='{"text": "naïve"}\n{"text": "b"}\n')
+    assert done.exit_code == 0, done.output
+    assert [json.loads(line)["text"] for line in done.stdout.splitlines()] == ["naïve", "b"]
+    assert "standard output: 2 lines" in done.stderr
+    done = run(*words, input='{"text": "a"}\n{"text": 7}\n')
+    assert done.exit_code == 1
+    assert "error: standard input:2: field 'text': it is a number" in done.stderr
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_line_on_which_the_module_fails_does_not_end_the_file(

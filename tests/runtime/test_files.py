@@ -64,6 +64,16 @@ def test_folders_devices_and_pipes_are_left_alone_and_links_are_followed(tmp_pat
     assert names(tmp_path) == ["folder", "link", "pipe"]
 
 
+@pytest.mark.parametrize("name", ["file/b.txt", "file/deep/b.txt"])
+def test_a_folder_that_cannot_be_made_is_told_with_what_to_do(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ConfigError, match=r"folder .*file.* cannot be made .*give a place"):
+        atomic_write_text(tmp_path / name, "x")
+    with pytest.raises(ConfigError, match="cannot be made"), atomic_dir(tmp_path / name):
+        pytest.fail("there is no place for it")
+    assert names(tmp_path) == ["file"]
+
+
 def test_text_is_utf8_and_line_ends_are_kept(tmp_path: Path) -> None:
     atomic_write_text(tmp_path / "a.txt", "é\r\n𝄞\n")
     assert (tmp_path / "a.txt").read_bytes() == b"\xc3\xa9\r\n\xf0\x9d\x84\x9e\n"
@@ -120,9 +130,8 @@ def test_a_full_disk_is_explained(
 
 
 def test_other_errors_are_not_called_a_full_disk(tmp_path: Path) -> None:
-    (tmp_path / "a").write_text("a file where a folder should be")
-    with pytest.raises(OSError, match="a") as caught:
-        atomic_write_text(tmp_path / "a" / "b", "text")
+    with pytest.raises(OSError, match="too long") as caught:
+        atomic_write_text(tmp_path / ("a" * 300), "text")
     assert not isinstance(caught.value, DiskFullError)
 
 
