@@ -136,6 +136,30 @@ def test_what_is_no_message_is_refused(item):
         read_message(item)
 
 
+@pytest.mark.parametrize("item", [[], {"turns": []}, {"turns": [], "text": "hi"}])
+def test_no_turns_are_told_as_such(item):
+    with pytest.raises(DataError, match=r"^there is no turn; give what was said"):
+        read_message(item)
+
+
+@pytest.mark.parametrize(
+    "item", ["", " \n\t", "\u200b\ufeff", [{"role": "assistant", "content": "I love chess"}]]
+)
+def test_where_nothing_is_said_mood_and_topic_are_unclear(tracker, item):
+    result = tracker.process(item)
+    markers = result.context_markers
+    assert (markers["topic"], markers["topic_confidence"]) == ("unclear", 0.0)
+    assert (markers["mood"], markers["mood_confidence"]) == ("unclear", 0.0)
+    assert (result.slang_detected, result.updates, result.tone_shift) == ([], [], {})
+    assert tracker.process("👍").context_markers["mood_confidence"] > 0
+
+
+def test_turns_are_counted_without_those_of_others(tracker):
+    turns = [("user", "lol"), ("assistant", "ngl that is fun"), ("user", "ngl")]
+    found = tracker.process([{"role": who, "content": text} for who, text in turns]).slang_detected
+    assert [(item["term"], item["turn"]) for item in found] == [("lol", 0), ("ngl", 1)]
+
+
 def test_turns_of_others_are_not_read():
     assert read_message([{"role": "assistant", "content": "lol"}]).turns == ("",)
 
