@@ -92,6 +92,9 @@ class Modules:
             need = "needs research" if research.needs_research else "needs no research"
             told.append(f"{need} ({research.category}, {research.confidence:.2f})")
         if context is not None:
+            found = (one.get("term") for one in context.slang_detected if isinstance(one, Mapping))
+            if terms := dict.fromkeys(str(term) for term in found if term):
+                told.append(f"slang: {', '.join(terms)}")
             told.append(f"{len(context.updates)} things to learn")
         step.made = short("; ".join(told))
         return research, context

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import socket
 import threading
@@ -25,7 +26,7 @@ from mlx_companion.errors import (
 )
 from mlx_companion.loop.companion import Companion
 from mlx_companion.runtime.stop import StopSwitch
-from mlx_companion.slm.results import ResearchResult
+from mlx_companion.slm.results import ContextResult, ResearchResult
 from mlx_companion.store import Store
 
 STEPS = [
@@ -75,6 +76,16 @@ def test_every_step_is_in_the_trace(companion: Companion) -> None:
     assert json.loads(json.dumps(reply.trace.to_dict()))["steps"][0]["name"] == "listen"
     assert [line.split()[0] for line in reply.trace.text().splitlines()] == STEPS
     assert companion.last_trace is reply.trace
+
+
+def test_the_slang_that_was_found_is_in_the_trace(store: Store) -> None:
+    def track(item: Any) -> ContextResult:
+        found = [{"term": term} for term in item["text"].split() if term in ("ngl", "fire")]
+        return dataclasses.replace(world.track(item), slang_detected=found)
+
+    with world.companion(store, work={"context_tracker": track}) as companion:
+        made = companion.chat_sync("ngl it is fire ngl").trace["listen"].made
+    assert made == "needs no research (chat, 0.90); slang: ngl, fire; 0 things to learn"
 
 
 def test_an_exchange_is_stored_as_chat_stores_it(companion: Companion, store: Store) -> None:
