@@ -75,6 +75,21 @@ def cached_encoder(sha256: str | None = None) -> Path | None:
     return folder
 
 
+def fetch_encoder(what: str) -> None:
+    """Fetch the default encoder where it is not on this disk; when that fails, say so and go on.
+
+    Args:
+        what: goes on without it.
+    """
+    from mlx_companion.models.fetch import fetch
+    from mlx_companion.models.registry import DEFAULT_ENCODER
+
+    try:
+        fetch(DEFAULT_ENCODER)
+    except CompanionError as error:
+        _log.warning("%s without the encoder: %s", what, error)
+
+
 def encoder_sha256(folder: Path) -> str:
     """Content hash of an encoder's weights, hex."""
     from mlx_companion.models.folder import weight_files

@@ -6,10 +6,11 @@
     result.rewritten_response       # "That is amazing! Tea, Sam?"
 
 Rules that can be enumerated are found by code and mended by the smallest edits of spans. Tone is
-judged by patterns and a small trained head; a language model, where one is given, rewrites only
-the sentence at fault, and what it says counts only when it holds no violation and loses no number,
-name, link or code. Otherwise the sentence is mended without it. Whatever the level, a rewritten
-reply breaks no enumerable rule, and rewriting it again changes nothing.
+judged by patterns, a small trained head, and the lower layers of the sentence encoder where that
+is on this disk (else `degraded` says so; only `prepare` fetches it). A language model, where one is
+given, rewrites only the sentence at fault, and what it says counts only when it holds no violation
+and loses no number, name, link or code. Otherwise the sentence is mended without it. Whatever the
+level, a rewritten reply breaks no enumerable rule, and rewriting it again changes nothing.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ class PersonalityGuard(SLMModule[GuardResult]):
         level: strict, moderate or monitor; None for the profile's.
         rewriter: a language model as a function from a sentence's instruction to new text; used
             for tone, at level strict only.
+        use_encoder: whether the sentence encoder judges tone as well.
     """
 
     name: ClassVar[str] = "personality_guard"
@@ -61,6 +63,7 @@ class PersonalityGuard(SLMModule[GuardResult]):
         profile: Profile | str | Path = GUARD_PROFILE,
         level: Level | None = None,
         rewriter: Rewriter | None = None,
+        use_encoder: bool = True,
     ) -> None:
         if not isinstance(pack, Pack):
             pack = load_pack(pack or packaged(self.name), self.name)
@@ -71,8 +74,19 @@ class PersonalityGuard(SLMModule[GuardResult]):
         if level is not None:
             self.settings = replace(self.settings, level=level)
         self._rules = GuardRules(pack.rules)
-        heads = ToneHead.of_pack(pack), DirectionHead.of_pack(pack)
-        self._detector = Detector(self.settings, self._rules, *heads)
+        tone = ToneHead.of_pack(pack, use_encoder=use_encoder)
+        self._reading = tone.reading if tone is not None else None
+        self._detector = Detector(self.settings, self._rules, tone, DirectionHead.of_pack(pack))
+
+    @property
+    def degraded(self) -> str | None:
+        """What is missing that the pack was made for; None when nothing is. Opens the encoder."""
+        return self._reading.degraded if self._reading is not None else None
+
+    def prepare(self) -> None:
+        """Fetch the sentence encoder, so that tone is judged with it."""
+        if self._reading is not None and self.settings.no_cheerleading:
+            self._reading.fetch()
 
     def process_batch(self, items: Sequence[Any]) -> list[GuardResult]:
         """Check replies.

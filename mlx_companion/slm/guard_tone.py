@@ -1,8 +1,10 @@
 """Tone: gushing praise, hype and flattery, sentence by sentence.
 
 Set phrases ("You've got this", "What a fantastic idea") are patterns. What no pattern names is
-judged by a small head, logistic regression over hashed n-grams of the sentence, whose probability
-was calibrated on sentences that it had not seen. Cheering of others (quotations, code) is none.
+judged by a small head, logistic regression over hashed n-grams of the sentence, and what that does
+not find harmless by the lower layers of the sentence encoder as well, where that is on this disk
+(`guard_tone_reader`). Both probabilities were calibrated on sentences that had not been seen.
+Cheering of others (quotations, code) is none.
 """
 
 from __future__ import annotations
@@ -14,13 +16,14 @@ from functools import lru_cache
 import numpy as np
 
 from mlx_companion.slm.guard_text import Draft, Finding
+from mlx_companion.slm.guard_tone_reader import ToneReading
 from mlx_companion.slm.linear import Calibration, LinearHead
 from mlx_companion.slm.ngrams import NGramConfig, NGrams
 from mlx_companion.slm.packs import Pack
 
 TONE_CHEERLEADER = "tone_cheerleader"
 # Emphasis and spaces say nothing about tone; neither do digits.
-_NOISE = re.compile(r"[*_~#>`]+|\s+")
+_NOISE = re.compile(r"[*_~#>`\s]+")
 _CLOSING_MARKS = re.compile(r"[!.\uff01\u2026]+")
 _LONGEST = 300
 _FEWEST_WORDS = 3
@@ -133,16 +136,22 @@ class ToneHead:
         head: their weights.
         calibration: from logit to probability.
         threshold: at and above which a sentence cheers.
+        reading: what the encoder says; None without one in the pack.
     """
 
     features: NGrams
     head: LinearHead
     calibration: Calibration
     threshold: float
+    reading: ToneReading | None = None
 
     @classmethod
-    def of_pack(cls, pack: Pack) -> ToneHead | None:
+    def of_pack(cls, pack: Pack, *, use_encoder: bool = True) -> ToneHead | None:
         """The head of a pack; None when it holds rules only.
+
+        Args:
+            pack: of the guard.
+            use_encoder: whether the encoder is read where it is on this disk.
 
         Raises:
             SLMError: its arrays do not fit.
@@ -155,12 +164,29 @@ class ToneHead:
             LinearHead.from_arrays(pack.arrays, "tone"),
             Calibration(settings["slope"], settings["offset"]),
             float(settings["threshold"]),
+            ToneReading.of_pack(pack) if use_encoder else None,
         )
 
-    def probability(self, sentences: list[str]) -> np.ndarray:
-        """Probability of cheering for each sentence, shape (N,)."""
-        rows = self.features.transform([head_text(one) for one in sentences])
-        return self.calibration(self.head.logits([rows])[:, 0])
+    def judge(self, sentences: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """How likely each sentence of a reply cheers, and whether that is enough.
+
+        Args:
+            sentences: N of them, as `tone_text` gives them.
+
+        Returns:
+            Probabilities (N,) and verdicts (N,) bool.
+        """
+        texts = [head_text(one) for one in sentences]
+        logits = self.head.logits([self.features.transform(texts)])[:, 0]
+        chances = self.calibration(logits)
+        verdicts = chances >= self.threshold
+        chosen = self.reading.chosen(logits, texts) if self.reading is not None else []
+        if chosen and self.reading is not None:
+            read = self.reading.logits([texts[at] for at in chosen])
+            if read is not None:
+                both = self.reading.calibration(read + self.reading.share * logits[chosen])
+                chances[chosen], verdicts[chosen] = both, both >= self.reading.threshold
+        return chances, verdicts
 
 
 def tone_text(sentence: str) -> str:
@@ -186,20 +212,32 @@ def find_tone(draft: Draft, head: ToneHead | None) -> list[Finding]:
         draft: the reply.
         head: the trained head; None for patterns alone.
     """
-    spans = [span for span in draft.sentences() if _judged(draft, span)]
-    texts = [tone_text(draft.own[start:end]) for start, end in spans]
-    chances = head.probability(texts) if head and texts else np.zeros(len(texts))
-    # "Ever." tells the head nothing.
-    chances[[len(one.split()) < _FEWEST_WORDS for one in texts]] = 0.0
-    least = head.threshold if head else 1.1
+    own = own_sentences(draft)
+    texts = [said for _, said in own]
+    chances, cheers = _chances(texts, head)
     found = []
-    for (start, end), said, chance in zip(spans, texts, chances, strict=True):
+    for ((start, end), said), chance, cheer in zip(own, chances, cheers, strict=True):
         pattern = gushes(said)
-        if pattern or chance >= least:
+        if pattern or cheer:
             first = start + len(draft.text[start:end]) - len(draft.text[start:end].lstrip())
             sure = 0.95 if pattern else float(chance)
             found.append(Finding(TONE_CHEERLEADER, first, end, {"sure": sure}))
     return found
+
+
+def own_sentences(draft: Draft) -> list[tuple[tuple[int, int], str]]:
+    """Spans of the sentences that are the companion's own, each as `tone_text` gives it."""
+    spans = [span for span in draft.sentences() if _judged(draft, span)]
+    return [(span, tone_text(draft.own[span[0] : span[1]])) for span in spans]
+
+
+def _chances(texts: list[str], head: ToneHead | None) -> tuple[np.ndarray, np.ndarray]:
+    chances, cheers = np.zeros(len(texts)), np.zeros(len(texts), dtype=bool)
+    # "Ever." tells the head nothing.
+    told = [at for at, one in enumerate(texts) if len(one.split()) >= _FEWEST_WORDS]
+    if head is not None and told:
+        chances[told], cheers[told] = head.judge([texts[at] for at in told])
+    return chances, cheers
 
 
 def _judged(draft: Draft, span: tuple[int, int]) -> bool:

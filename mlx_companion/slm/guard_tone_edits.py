@@ -17,13 +17,17 @@ from mlx_companion.slm.guard_detect import Detector
 from mlx_companion.slm.guard_edits import Edit, removable, removal_of_sentence
 from mlx_companion.slm.guard_revision import Revision
 from mlx_companion.slm.guard_text import Draft, Finding
+from mlx_companion.slm.guard_tone import TONE_CHEERLEADER
 
 PROMPT = (
     "Rewrite this one sentence in a dry, understated tone. Keep its meaning, every name and every "
     "number. No praise, no exclamation mark. Answer with the sentence only.\n\n{sentence}"
 )
-_ROUNDS = 4
+# Neighbours that share a space go one after the other.
+_ROUNDS = 12
 _LONGER = 1.6
+# Space at an end, several empty lines, several spaces.
+_GAPS = re.compile(r"\A\s+|\s+\Z|\n\n\n+|(?<=\S) {2,}(?=\S)")
 # Praise in fewer words than this says nothing else.
 _SHORT = 6
 _TONED_DOWN: tuple[tuple[re.Pattern[str], str], ...] = tuple(
@@ -71,10 +75,34 @@ def mend_tone(
             for finding in detector.tonal(current)
             if (edit := _mended(current, finding, detector, rewriter)) is not None
         ]
-        # One at a time where sentences go: the last one left must not go as well.
         leaving = [edit for edit in edits if edit.how == "removed"]
-        if not revision.apply([edit for edit in edits if edit.how != "removed"] or leaving[:1]):
+        if not _something_stays(revision.text, leaving):
+            leaving.pop()
+        if not revision.apply([edit for edit in edits if edit.how != "removed"] or leaving):
             return
+        # At once: a line that begins with four spaces would be code.
+        _tidy(revision)
+
+
+def _tidy(revision: Revision) -> None:
+    """Take out the spaces and empty lines that are left where sentences went."""
+    edits = []
+    for found in _GAPS.finditer(revision.text):
+        first, last = not found.start(), found.end() == len(revision.text)
+        start, end = revision.origin(*found.span())
+        gone = revision.original[0 if first else start : None if last else end]
+        if any(map(str.isalpha, gone)):
+            kept = "" if first or last else "\n\n" if "\n" in found[0] else " "
+            edits.append(Edit(*found.span(), kept, TONE_CHEERLEADER, "removed"))
+    revision.apply(edits)
+
+
+def _something_stays(text: str, leaving: list[Edit]) -> bool:
+    """Whether words are left where these sentences go: the last one must not go as well."""
+    blank = list(text)
+    for edit in leaving:
+        blank[edit.start : edit.end] = " " * (edit.end - edit.start)
+    return not leaving or any(map(str.isalpha, blank))
 
 
 def _mended(

@@ -1,77 +1,49 @@
-"""Trains the heads of the personality guard, for tone and for stage directions; writes its pack.
+"""Trains the heads of the personality guard and writes its pack.
 
-The sentences are those of `data/guard_training/tone.yaml`, with their slots filled, and those of
-`data/written/tone.txt`; variants of one pattern and neighbours of the second file share a fold, so
-that the figures are for sentences unlike those that were seen. The threshold is the lowest one at
-which held-out precision is at least `PRECISION`, and of ordinary sentences at most `FALSE_ALARMS`
-are taken for cheer. Those come from elsewhere and join the calm ones. The other head is trained
-by `guard_direction_train`::
+What hears cheer is trained by `guard_tone_train`, what tells stage directions by
+`guard_direction_train`; the rules are those of the pack that ships::
 
-    pack = train_guard("out/personality_guard", calm=calm_sentences(data), pages=pages_of(data))
+    pack = train_guard(
+        "out/personality_guard",
+        calm=calm_sentences(data),
+        pages=pages_of(data),
+        encoder=load_encoder(),
+    )
 """
 
 from __future__ import annotations
 
 import gzip
 import random
-import re
 from collections.abc import Sequence
-from dataclasses import asdict
-from importlib import resources
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import yaml
+from typing import TYPE_CHECKING
 
 from mlx_companion.errors import DataError
 from mlx_companion.personality.words import sentences
+from mlx_companion.runtime.stop import NEVER, StopSwitch
 from mlx_companion.slm.guard_direction_train import ROWS, train_directions
 from mlx_companion.slm.guard_text import GuardRules
-from mlx_companion.slm.guard_tone import head_text
-from mlx_companion.slm.linear import fit_logistic, fit_platt, out_of_fold
-from mlx_companion.slm.ngrams import NGramConfig, NGrams
+from mlx_companion.slm.guard_tone_train import (
+    FILES,
+    LAYERS,
+    PATTERN,
+    TUNING,
+    WRITTEN,
+    tone_rows,
+    train_tone,
+)
 from mlx_companion.slm.packs import Pack, packaged, save_pack
+from mlx_companion.slm.research_encoder import TuneConfig
 from mlx_companion.slm.written import written
 
-PRECISION = 0.94
-FALSE_ALARMS = 0.003
-# Sentences written one by one are of more kinds than those from patterns.
-_WRITTEN_WEIGHT = 3.0
-_NGRAMS = NGramConfig(char=(2, 5), words=(1, 3), char_columns=1 << 15, word_columns=1 << 14)
-_PER_PATTERN = 8
-_FOLDS = 8
-_PENALTY = 3e-5
+if TYPE_CHECKING:
+    from mlx_companion.models.encoder import SentenceEncoder
+
 # Sentences are taken from so many characters of each book.
 _PAGE = 200_000
 # "neutral" among the labels of GoEmotions.
 _NEUTRAL = "27"
-_SLOT = re.compile(r"\{(\w+)\}")
-
-
-def tone_sentences(seed: int = 7) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """The training sentences, their labels (1: cheers) and the number of each one's pattern."""
-    source = resources.files("mlx_companion.slm") / "data" / "guard_training" / "tone.yaml"
-    tree = yaml.safe_load(source.read_text(encoding="utf-8"))
-    rng = random.Random(seed)
-    texts, labels, patterns = [], [], []
-    for label, kind in enumerate(("calm", "cheer")):
-        for number, pattern in enumerate(tree[kind]):
-            filled = {_fill(pattern, tree["slots"], rng) for _ in range(_PER_PATTERN)}
-            texts += sorted(filled)
-            labels += [label] * len(filled)
-            patterns += [number] * len(filled)
-    first = max(patterns) + 1
-    for one in written("tone"):
-        texts.append(one.text)
-        labels.append(int(one.label))
-        patterns.append(first + one.pair)
-    return texts, np.array(labels), np.array(patterns)
-
-
-def _fill(pattern: str, slots: dict[str, list[str]], rng: random.Random) -> str:
-    said = _SLOT.sub(lambda found: rng.choice(slots[found[1]]), pattern)
-    return said[:1].upper() + said[1:]
 
 
 def train_guard(
@@ -81,6 +53,11 @@ def train_guard(
     calm: Sequence[str] = (),
     pages: Sequence[str] = (),
     direction_count: int = ROWS,
+    *,
+    encoder: SentenceEncoder | None = None,
+    tuning: TuneConfig = TUNING,
+    layers: int = LAYERS,
+    stop: StopSwitch = NEVER,
 ) -> Pack:
     """Train and write the pack.
 
@@ -92,48 +69,53 @@ def train_guard(
             others. Stage directions are set among them.
         pages: of novels, whose verbs become stage directions.
         direction_count: rows of stage directions, and of other marked words.
+        encoder: that tone is read with; None for n-grams alone.
+        tuning: how its lower layers are tuned.
+        layers: so many of them.
+        stop: consulted before each step of that.
 
     Returns:
         The pack, with its held-out figures in `metrics`.
+
+    Raises:
+        Stopped: the switch was thrown.
     """
-    texts, labels, patterns = tone_sentences(seed)
-    plain = [*calm, *(text for text, label in zip(texts, labels, strict=True) if not label)]
-    own, lone = len(texts), len(written("tone"))
-    texts += calm
-    labels = np.concatenate([labels, np.zeros(len(calm), labels.dtype)])
-    folds = np.concatenate([patterns, np.arange(len(calm))]) % _FOLDS
-    each = own / 3 / max(1, len(calm))
-    weights = np.repeat([1.0, _WRITTEN_WEIGHT, each], [own - lone, lone, len(calm)])
-    rows = NGrams(_NGRAMS).transform([head_text(text) for text in texts])
-    logits = out_of_fold([rows], labels, folds, row_weights=weights, penalties=_PENALTY)[:, 0]
-    calibration = fit_platt(logits, labels, weights)
-    threshold, metrics = _threshold(calibration(logits), labels, weights, own)
-    head = fit_logistic([rows], labels, row_weights=weights, penalties=_PENALTY)
-    settings = {
-        "tone": {
-            "ngrams": asdict(_NGRAMS),
-            "slope": calibration.slope,
-            "offset": calibration.offset,
-            "threshold": threshold,
-        }
-    }
+    rows = tone_rows(seed, calm)
     rules = (packaged("personality_guard") / "rules.yaml").read_text(encoding="utf-8")
-    arrays, directions, figures = train_directions(
-        plain, pages, GuardRules(rules), count=direction_count, seed=seed
+    tone, settings, figures = train_tone(rows, encoder, tuning=tuning, layers=layers, stop=stop)
+    arrays, directions, more = train_directions(
+        [*calm, *_plain(seed)], pages, GuardRules(rules), count=direction_count, seed=seed
     )
-    metrics |= figures
+    metrics = figures | more
+    counts = {"sentences": len(rows.texts) - len(calm), "calm_sentences": len(calm), "seed": seed}
+    read = _CARD_READ.format(**metrics) if encoder is not None else ""
     return save_pack(
         folder,
         "personality_guard",
         version,
-        arrays={**head.to_arrays("tone", "int8"), **arrays},
-        settings={**settings, **directions},
+        arrays={**tone, **arrays},
+        settings={"tone": settings, **directions},
         rules=rules,
-        metrics={**metrics, "sentences": own, "calm_sentences": len(calm), "seed": seed},
+        metrics={**metrics, **counts},
         card=_CARD.format(
-            count=own, lone=lone, calm=len(calm), seed=seed, version=version, **metrics
+            read=read,
+            lone=sum(len(written(name)) for name in FILES),
+            version=version,
+            **metrics,
+            **counts,
         ),
     )
+
+
+def _plain(seed: int) -> list[str]:
+    """Calm sentences that stage directions are set among: of patterns, and of the first file."""
+    rows = tone_rows(seed)
+    first = {one.text for one in written(FILES[0])}
+    return [
+        text
+        for text, label, kind in zip(rows.texts, rows.labels, rows.kinds, strict=True)
+        if not label and (kind == PATTERN or (kind == WRITTEN and text in first))
+    ]
 
 
 def calm_sentences(data: str | Path, count: int = 3000, seed: int = 7) -> list[str]:
@@ -174,58 +156,48 @@ def pages_of(data: str | Path) -> list[str]:
     return pages
 
 
-def _threshold(
-    chances: np.ndarray, labels: np.ndarray, weights: np.ndarray, own: int
-) -> tuple[float, dict[str, Any]]:
-    best = 0.99
-    for threshold in np.arange(0.5, 0.99, 0.01):
-        fired = chances >= threshold
-        if not fired.any() or (len(chances) > own and fired[own:].mean() > FALSE_ALARMS):
-            continue
-        if np.average(labels[fired], weights=weights[fired]) >= PRECISION:
-            best = float(round(threshold, 2))
-            break
-    fired = chances >= best
-    return best, {
-        "tone_precision": _share(labels[fired], weights[fired]),
-        "tone_recall": _share(fired[labels == 1], weights[labels == 1]),
-        "tone_accuracy": _share(fired == labels, weights),
-        "tone_false_alarms": round(float(fired[own:].mean()), 4) if len(fired) > own else 0.0,
-    }
-
-
-def _share(hits: np.ndarray, weights: np.ndarray) -> float:
-    return round(float(np.average(hits, weights=weights)), 4)
-
-
 _CARD = """# Personality guard, version {version}
 
-What a reply must not hold, and two small heads: one hears cheerleading, one tells stage directions
+What a reply must not hold, and three small heads: two hear cheerleading, one tells stage directions
 from emphasis.
 
 - `rules.yaml`: words behind the enumerable rules (actions, capitals, topics, names), written for
   this project.
-- `weights.safetensors`, int8: `tone`, logistic regression over hashed character and word n-grams of
-  one sentence, which judges where no set phrase does; `direction`, the same over hashed features of
-  a marked piece (classes and endings of its words, its place, what the rules say of it), which
-  judges where no rule is sure. Calibration and thresholds are in `settings.json`.
+- `weights.safetensors`: `tone`, logistic regression over hashed character and word n-grams of one
+  sentence, int8, which judges where no set phrase does; `tuned`, a low-rank update of the lower
+  layers of the sentence encoder all-MiniLM-L6-v2 (Apache-2.0) with a linear head, half precision,
+  which reads what the n-grams do not find harmless; `direction`, logistic regression over hashed
+  features of a marked piece (classes and endings of its words, its place, what the rules say of
+  it), int8, which judges where no rule is sure. Calibrations, thresholds and the encoder's hash
+  are in `settings.json`. Where that encoder is not on the disk, n-grams judge tone alone.
 
-**Data.** {count} sentences written for this project (Apache-2.0, as the package): {lone} one by
-one in `slm/data/written/tone.txt`, the rest from patterns with slots in
-`slm/data/guard_training/tone.yaml`; and {calm} ordinary sentences of the calm class:
+**Data.** {sentences} sentences written for this project (Apache-2.0, as the package): {lone} one by
+one in `slm/data/written/tone*.txt`, the sentences of assistants with other manners in
+`slm/data/drift_training/voices.jsonl`, the rest from patterns with slots in
+`slm/data/guard_training/tone.yaml`; and {calm_sentences} ordinary sentences of the calm class:
 comments labelled neutral from GoEmotions (Demszky et al., 2020; Apache-2.0) and sentences of
 public-domain books (Standard Ebooks editions, CC0). Marked pieces come from
 `slm/data/guard_training/directions.yaml` and from the verbs of those books, set into those
 sentences.
 
-**Figures**, on sentences and patterns that were held out. Tone: precision {tone_precision}, recall
-{tone_recall}, accuracy {tone_accuracy} at the threshold in use; {tone_false_alarms} of the ordinary
-sentences are taken for cheer. Stage directions, on rows made to be hard: recall {direction_recall},
-false alarms {direction_false_alarms} (the rules alone: {direction_recall_of_rules} and
+**Figures.** Tone, on the sentences of a writer who was held out (`tone_pairs.txt`, half of them
+cheer), a third of the other assistants' and a third of the ordinary ones, at the threshold in use,
+set phrases not counted:
+
+- n-grams: recall {tone_recall}, precision {tone_precision}; of neutral sentences in an assistant's
+  voice {tone_false_alarms} are taken for cheer, of comments and novels
+  {tone_false_alarms_elsewhere}.
+{read}
+Stage directions, on rows made to be hard: recall {direction_recall}, false alarms
+{direction_false_alarms} (the rules alone: {direction_recall_of_rules} and
 {direction_false_alarms_of_rules}). Seed {seed}.
 
 **Made with** `python recipes/train_guard.py --data data`; the same seed gives the same weights.
 
-**Limits.** English only. The head knows the cheer of chat assistants; irony that imitates it is
+**Limits.** English only. The heads know the cheer of chat assistants; irony that imitates it is
 heard as cheer. Tone is a matter of taste: at the level `moderate` it is reported and left alone.
+"""
+_CARD_READ = """- with the encoder: recall {tone_read_recall}, precision {tone_read_precision};
+  false alarms {tone_read_false_alarms} and {tone_read_false_alarms_elsewhere}. It reads a share of
+  {tone_read_share} of the neutral sentences of other assistants.
 """

@@ -46,6 +46,7 @@ class TuneConfig:
         rank: of the adapters.
         layers: so many of the upper layers have them.
         rate: largest learning rate.
+        scale: of the adapters' part in a layer; the smaller, the slower they learn beside the head.
         epochs: passes over the rows (over the share of them that is drawn).
         batch: texts of a step.
         dropout: share of the pooled states left out in a step.
@@ -59,6 +60,7 @@ class TuneConfig:
     rank: int = 16
     layers: int = 4
     rate: float = 7e-4
+    scale: float = 2.0
     epochs: int = 2
     batch: int = 32
     dropout: float = 0.1
@@ -116,7 +118,7 @@ class Tuned:
         Raises:
             SLMError: there is no such difference among the arrays, or it does not fit the encoder.
         """
-        update, head = _stored(encoder, arrays)
+        update, head = _stored_for(encoder, arrays)
         try:
             model = _merged(encoder.model, update)
         except (KeyError, ValueError) as error:
@@ -149,7 +151,7 @@ class TunedEncoder(EncoderAdapter):
 
     def _load(self) -> None:
         encoder = published(self._base)
-        update, self._head = _stored(encoder, self._arrays)
+        update, self._head = _stored_for(encoder, self._arrays)
         self._own_bytes = sum(4 * len(a) * b.shape[1] for a, b in update.values())
         self._read = bert_rows(encoder.model, update)
         if self._read is None:
@@ -171,18 +173,18 @@ class TunedEncoder(EncoderAdapter):
         return logits[:, None]
 
 
-def _stored(
-    encoder: SentenceEncoder, arrays: Mapping[str, np.ndarray]
+def stored(
+    arrays: Mapping[str, np.ndarray],
 ) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], np.ndarray]:
-    """The update and the head (2 D + 1,) of `to_arrays`.
+    """The update and the head (2 D + 1,) of `Tuned.to_arrays`, float32.
 
     Raises:
-        SLMError: they are not there, or are of another size.
+        SLMError: they are not there.
     """
     head = arrays.get(f"{PREFIX}.head")
     paths = [n[len(PREFIX) + 1 : -2] for n in arrays if n.startswith(f"{PREFIX}.layers.")]
-    if head is None or not paths or head.shape != (2 * encoder.dimensions + 1,):
-        raise SLMError("the pack has no tuned encoder of that size; restore it, or train it")
+    if head is None or not paths:
+        raise SLMError("the pack has no tuned encoder; restore it, or train it")
     try:
         update = {
             path: (
@@ -193,6 +195,15 @@ def _stored(
         }
     except KeyError as error:
         raise SLMError(f"the tuned encoder's arrays do not fit ({error})") from error
+    return update, head
+
+
+def _stored_for(
+    encoder: SentenceEncoder, arrays: Mapping[str, np.ndarray]
+) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], np.ndarray]:
+    update, head = stored(arrays)
+    if head.shape != (2 * encoder.dimensions + 1,):
+        raise SLMError("the pack has no tuned encoder of that size; restore it, or train it")
     return update, head
 
 
@@ -242,7 +253,8 @@ def tune(
     rng = np.random.default_rng(config.seed)
     net = _network(_copy(encoder.model))
     rank, layers = config.rank, config.layers
-    lora = LoraConfig(rank=rank, alpha=2 * rank, layers=layers, targets=_TARGETS)
+    alpha = config.scale * rank
+    lora = LoraConfig(rank=rank, alpha=alpha, layers=layers, targets=_TARGETS)
     attach(net.bert, lora, seed=config.seed)
     plan = _plan(_tokens(encoder, texts), drawn, config, rng)
     counts = np.ones(len(texts)) if row_weights is None else np.asarray(row_weights)
