@@ -21,6 +21,13 @@ _FACTORIAL = re.compile(r"\s*(?:[=+\-*/^<>\u00d7\u00f7\u2248)\]]|(?:is|equals|me
 _CHESS = re.compile(
     r"(?<!\w)(?:[KQRBN][a-h1-8]?x?[a-h][1-8]|[a-h]x?[a-h]?[1-8]|O-O(?:-O)?)[+#]?[!?]?$"
 )
+# "A bang (!) at the end": the sign itself.
+_SIGN_OF = frozenset(["bang", "mark", "marks", "sign", "symbol", "point", "operator", "character"])
+# Of Rust, named without their arguments.
+_MACRO = re.compile(
+    r"(?<!\w)(?:e?println|eprint|vec|format|panic|assert(?:_eq|_ne)?|writeln|todo|unimplemented|"
+    r"unreachable|dbg|include_str|macro_rules)$"
+)
 _ABOUT_MARK = frozenset(["the", "a", "operator", "symbol", "prefix", "an", "use", "using", "with"])
 
 
@@ -66,6 +73,10 @@ def _counts(draft: Draft, at: int) -> bool:
     if text[at] == "\uff01":
         return True
     if after in ("=", "[", "$") and after:
+        return False
+    if before == "(" and after == ")" and _SIGN_OF.intersection(draft.words_before(at - 1, 1)):
+        return False
+    if _MACRO.search(text, max(0, at - 16), at):
         return False
     if _CHESS.search(text, max(0, at - 10), at):
         return False

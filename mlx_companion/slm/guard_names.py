@@ -12,6 +12,7 @@ import re
 from collections import Counter
 
 from mlx_companion.personality.lexicon import is_word
+from mlx_companion.slm.guard_stage import verb_form
 from mlx_companion.slm.guard_text import Draft, Finding, GuardRules, begins_sentence
 
 NAME_OVERUSE = "name_overuse"
@@ -30,7 +31,12 @@ _SPOKEN_TO = re.compile(
     rf"|(?:(?<=^)|(?<=[.!?\n*_]\s)|(?<=\n))(?P<opening>{_NAME})(?=[,!\u2014]\s|\s[\u2014\u2013]\s|!$)",
     re.MULTILINE,
 )
-_TITLED = re.compile(r"\b(?:Uncle|Aunt|Mr|Mrs|Ms|Dr|St|Saint|San|Lake|Mount)\.?\s$")
+_TITLED = re.compile(
+    r"\b(?:Uncle|Aunt|Mr|Mrs|Ms|Dr|St|Saint|San|Lake|Mount|Big|King|Queen|Prince|Princess|Lady|Lord|"
+    r"Sir|Captain|Pope|Little|Miss|Professor|President)\.?\s$"
+)
+_FIRST = re.compile(r"(?<![\w-])([A-Z][a-z]+) $")
+_COMPANY = re.compile(r" & [A-Z]")
 _BEGINNINGS = """
     i i'm i'd i'll you you're you've your it it's that that's this the let's let there here if
     when what how why we we're my don't just please remember keep take try think a an no yes is are
@@ -92,10 +98,27 @@ def _uses(draft: Draft, rules: GuardRules, name: str) -> list[tuple[int, int]]:
     for found in pattern.finditer(draft.own):
         span = found.span()
         ambiguous = word and span not in spoken and begins_sentence(draft, span[0])
-        other = _someone_else(draft, span) or _something_else(draft, span, ordinary)
+        ambiguous = ambiguous or (ordinary and not word and _is_the_word(draft, span))
+        other = _someone_else(draft, rules, span) or _something_else(draft, span, ordinary)
         if not ambiguous and not other and not _signs(draft, span):
             places.append(span)
     return places
+
+
+def _is_the_word(draft: Draft, span: tuple[int, int]) -> bool:
+    """ "Max speed is 40", "Pat it dry": a word opens the sentence, and a noun follows."""
+    found = re.match(r" ([a-z]+)\b", draft.own[span[1] : span[1] + 20])
+    if found is None or not begins_sentence(draft, span[0]):
+        return False
+    return found[1] in _NO_VERB or not (found[1] in _DOES or verb_form(found[1]))
+
+
+_NO_VERB = frozenset(["it", "them", "this", "that", "the", "a", "an", "your", "my", "his", "her"])
+_DOES_WORDS = """
+    is was has had can could will would should must may might did does and or with from in on at to
+    for said asked told went came made took got gave knew saw left kept wrote called wants needs
+"""
+_DOES = frozenset(_DOES_WORDS.split())
 
 
 def _something_else(draft: Draft, span: tuple[int, int], ordinary: bool) -> bool:
@@ -115,12 +138,15 @@ def _something_else(draft: Draft, span: tuple[int, int], ordinary: bool) -> bool
     return ordinary and beside and before in _DETERMINED
 
 
-def _someone_else(draft: Draft, span: tuple[int, int]) -> bool:
+def _someone_else(draft: Draft, rules: GuardRules, span: tuple[int, int]) -> bool:
     # "Sam Smith" is not Sam, unless that is the name; nor is "Uncle Sam".
     after = re.match(r"\s([A-Z][a-z]+)", draft.text[span[1] : span[1] + 30])
-    before = _TITLED.search(draft.own, max(0, span[0] - 8), span[0])
+    before = _TITLED.search(draft.own, max(0, span[0] - 12), span[0])
     surname = after is not None and after[1].lower() not in _TALKS
-    return surname or before is not None
+    # "James Dean", "Ben & Jerry's"
+    first = _FIRST.search(draft.own, max(0, span[0] - 20), span[0])
+    called = first is not None and first[1].lower() in rules.first_names
+    return surname or called or before is not None or _COMPANY.match(draft.own, span[1]) is not None
 
 
 def _signs(draft: Draft, span: tuple[int, int]) -> bool:

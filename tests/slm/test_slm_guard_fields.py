@@ -212,3 +212,33 @@ MOVES = ["scratches head", "taps chin", "checks watch", "wipes glasses", "rubs t
 @settings(max_examples=30, deadline=None)
 def test_a_verb_that_does_not_agree_is_an_action(who: str, move: str) -> None:
     assert _spans(f"Then {who} *{move}* could go home.", "asterisk_action") == [f"*{move}*"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("Dean", "James Dean drove it, Dean.", []),
+        ("Ben", "Big Ben chimes, Ben.", []),
+        ("Ben", "Ben & Jerry's is closed, Ben.", []),
+        ("Max", "Max speed is 40, Max.", []),
+        ("Pat", "Pat it dry, Pat.", []),
+        ("Jack", "Jack, jack up the car. Well done, Jack.", ["Jack"]),
+        ("Kai", "Kai, sit. Kai's part is blue.", ["Kai"]),
+        ("Max", "Max, sit. Max has the keys.", ["Max"]),
+    ],
+)
+def test_namesakes_and_the_word_are_not_the_person(name: str, text: str, said: list[str]) -> None:
+    found = GUARD.process({"text": text, "user_name": name}).spans
+    assert [one["text"] for one in found if one["violation"] == "name_overuse"] == said
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Rust macros end in a mark: vec! and println! do. Nice!",
+        "A bang (!) at the end is enough! Keep one.",
+        "Kahoot! works on phones!",
+    ],
+)
+def test_marks_that_are_spoken_of_do_not_count(text: str) -> None:
+    assert _spans(text, "exclamation_overuse") == []
