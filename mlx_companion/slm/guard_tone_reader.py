@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 # Of one sentence; longer ones are cut.
 MOST_TOKENS = 64
 # Of one reply, the likeliest ones first.
-MOST_SENTENCES, MOST_TOKENS_OF_REPLY = 8, 96
+MOST_SENTENCES, MOST_TOKENS_OF_REPLY = 8, 80
 _KEPT = 1024
 
 _log = get_logger(__name__)
