@@ -296,13 +296,26 @@ def _on_screen(draft: Draft, rules: GuardRules, token: Token) -> bool:
     if before and before[-1] in _DEGREES:
         # "The test was HARD" is a shout, "the flag is HIGH" none.
         context = rules.capitals["stateful"]
+        if not _can_be_state(rules, token.word):
+            context -= _HARDWARE
     # "a build that WORKS", "the query took HOURS", "my code COMPILED": told of, and not named so.
     if before and (_tells(draft, token, before[-1]) or (len(before) > 1 and _parts(before[-1]))):
         before = []
     return any(word in context for word in (*after, *before)) or _stated(draft, token)
 
 
-_WHEN = "first last now then soon later early late today tomorrow tonight yesterday everywhere next"
+def _can_be_state(rules: GuardRules, word: str) -> bool:
+    """Tell whether a field or a label knows the word: a switch is LOW, and not STUCK."""
+    known = rules.capitals["labels"] | rules.capitals["keywords"] | _LIGHTS
+    return word in known or any(word in words for _, words in rules.spheres)
+
+
+_HARDWARE = frozenset(["gate", "switch", "button", "light", "indicator", "lock", "pin", "register"])
+_LIGHTS = frozenset(["red", "green", "amber", "yellow", "blue", "white", "steady", "flashing"])
+_WHEN = """
+    once twice first last now then soon later early late today tomorrow tonight yesterday everywhere
+    next
+"""
 _ADVERBS = frozenset(_WHEN.split())
 _NAMING_WORDS = """
     press hit click key keys button operator operators keyword called named marked labelled labeled
@@ -331,7 +344,9 @@ def _parts(previous: str) -> bool:
     return previous in _RELATIVE or previous in _TOOK
 
 
-_TOOK = frozenset(["took", "takes", "take", "got", "actually", "really", "finally", "just", "even"])
+_TOOK = frozenset(
+    ["took", "takes", "take", "got", "actually", "really", "finally", "just", "even", "only"]
+)
 
 
 _STATES = re.compile(r"\b(?:state machine|states?(?! of\b)|status|statuses|modes?|phases?)\b")

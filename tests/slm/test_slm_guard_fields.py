@@ -71,6 +71,9 @@ Nothing else |IS| open.
 The file is in PDF, |NOT| in Word.
 Press |HARD| on the lid.
 Pick it |UP| when the LED blinks.
+The switch is |STUCK|.
+The gate was |WIDE| open.
+Push the button only |ONCE|.
 """
 
 
