@@ -166,7 +166,7 @@ class BertRows:
         parts = [part for one in layer.inputs for part in _thirds(one(x), x.shape[1])]
         joined = np.empty_like(x)
         for span, rows, length in groups:
-            joined[span] = self._mixed(*(part[span] for part in parts), rows, length)
+            joined[span] = self._mixed([part[span] for part in parts], rows, length)
         mixed = layer.output(joined)
         mixed += x
         x = self._norm(mixed, layer.norm)
@@ -174,12 +174,10 @@ class BertRows:
         out += x
         return self._norm(out, layer.last_norm)
 
-    def _mixed(
-        self, q: np.ndarray, k: np.ndarray, v: np.ndarray, rows: int, length: int
-    ) -> np.ndarray:
+    def _mixed(self, parts: list[np.ndarray], rows: int, length: int) -> np.ndarray:
         """Attention among the tokens of each of `rows` rows: (rows x length, D)."""
         shape = (rows, length, self._heads, -1)
-        q, k, v = (part.reshape(shape).transpose(0, 2, 1, 3) for part in (q, k, v))
+        q, k, v = (part.reshape(shape).transpose(0, 2, 1, 3) for part in parts)
         scores = q @ k.transpose(0, 1, 3, 2)
         scores *= np.float32(q.shape[-1] ** -0.5)
         scores -= scores.max(axis=-1, keepdims=True)

@@ -122,7 +122,8 @@ class ToneReading:
             sentences: N of them; letters count for the length.
         """
         order = [int(i) for i in np.argsort(-logits, kind="stable") if logits[i] >= self.gate]
-        taken, left = [], MOST_TOKENS_OF_REPLY
+        taken: list[int] = []
+        left = MOST_TOKENS_OF_REPLY
         for at in order[:MOST_SENTENCES]:
             # About four letters to a token, and two around them.
             left -= min(MOST_TOKENS, len(sentences[at]) // 4 + 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -124,7 +125,7 @@ def test_weights_are_viewed_and_not_copied(encoder: SentenceEncoder) -> None:
 
 def test_half_precision_files_are_read_and_models_left_to_mlx(tmp_path: Path) -> None:
     folder = tiny_bert(tmp_path / "half")
-    arrays = mx.load(str(folder / "model.safetensors"))
+    arrays: Any = mx.load(str(folder / "model.safetensors"))
     halves = {name: array.astype(mx.float16) for name, array in arrays.items()}
     mx.save_safetensors(str(tmp_path / "half.safetensors"), halves)
     weights = mapped_weights(tmp_path / "half.safetensors")

@@ -32,7 +32,7 @@ from mlx_companion.slm.guard_tone_train import (
     train_tone,
 )
 from mlx_companion.slm.packs import Pack, load_pack, packaged, save_pack
-from mlx_companion.slm.research_encoder import TuneConfig
+from mlx_companion.slm.research_encoder import TuneConfig, Tuned
 from mlx_companion.slm.written import written
 
 TUNING = TuneConfig(rank=2, layers=2, epochs=1, batch=64)
@@ -72,6 +72,12 @@ def pack(folder: Path, some: ToneRows, tmp_path_factory: pytest.TempPathFactory)
 def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("mlx_companion.models.wheel.cached", lambda spec: folder)
     return folder
+
+
+def read(reading: ToneReading, texts: list[str]) -> np.ndarray:
+    found = reading.logits(texts)
+    assert found is not None
+    return found
 
 
 def reading_of(pack: Pack) -> ToneReading:
@@ -134,10 +140,7 @@ def test_lower_layers_share_the_weights_and_end_early(folder: Path) -> None:
 def test_logits_are_the_head_over_mean_and_first_state(pack: Pack, here: Path) -> None:
     reading = reading_of(pack)
     texts = ["What a day for the cat.", "The dog sat on the mat and the cat ran."]
-    found = reading.logits(texts)
-    assert found is not None
-    from mlx_companion.slm.research_encoder import Tuned
-
+    found = read(reading, texts)
     tuned = Tuned.from_arrays(lower_layers(load_encoder(here), 2), pack.arrays)
     np.testing.assert_allclose(found, tuned.logits(texts), atol=1e-3)
 
@@ -145,23 +148,23 @@ def test_logits_are_the_head_over_mean_and_first_state(pack: Pack, here: Path) -
 def test_what_is_harmless_is_not_read_and_nothing_twice(
     pack: Pack, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read: list[int] = []
+    sizes: list[int] = []
     plain = BertRows.__call__
 
     def counted(self: BertRows, rows: Any) -> list[np.ndarray]:
-        read.append(len(rows))
+        sizes.append(len(rows))
         return plain(self, rows)
 
     monkeypatch.setattr(BertRows, "__call__", counted)
     head = ToneHead.of_pack(pack)
     assert head is not None
     find_tone(Draft("The function returns None. The shelf holds 12 books."), head)
-    assert read == []
+    assert sizes == []
     praise = " ".join(f"So amazing, you superstar {n}." for n in range(20))
     first = find_tone(Draft(praise), head)
-    assert read == [MOST_SENTENCES]
+    assert sizes == [MOST_SENTENCES]
     assert find_tone(Draft(praise), head) == first
-    assert read == [MOST_SENTENCES]
+    assert sizes == [MOST_SENTENCES]
 
 
 def test_long_sentences_leave_fewer_and_one_is_always_read(pack: Pack) -> None:
@@ -237,11 +240,11 @@ def test_a_pack_that_lacks_something_is_refused(pack: Pack) -> None:
 
 def test_threads_hear_what_one_hears(pack: Pack, here: Path) -> None:
     texts = [f"Your idea number {n} is a wonder of the world." for n in range(12)]
-    expected = [reading_of(pack).logits([one]) for one in texts]
+    expected = [read(reading_of(pack), [one]) for one in texts]
     shared = reading_of(pack)
     found: list[list[Any]] = []
     threads = [
-        threading.Thread(target=lambda: found.append([shared.logits([one]) for one in texts]))
+        threading.Thread(target=lambda: found.append([read(shared, [one]) for one in texts]))
         for _ in range(4)
     ]
     for thread in threads:
@@ -259,9 +262,9 @@ def test_few_sentences_are_remembered(
     monkeypatch.setattr(guard_tone_reader, "_KEPT", 3)
     reading = reading_of(pack)
     texts = [f"sentence number {n}" for n in range(8)]
-    together = reading.logits(texts)
+    together = read(reading, texts)
     assert len(reading._known) == 3
-    np.testing.assert_allclose(together, [reading.logits([one])[0] for one in texts], atol=1e-4)
+    np.testing.assert_allclose(together, [read(reading, [one])[0] for one in texts], atol=1e-4)
 
 
 def test_own_sentences_leave_out_code_and_the_words_of_others() -> None:
