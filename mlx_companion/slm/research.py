@@ -63,6 +63,11 @@ class _Asked:
     query: str
     factors: Factors
 
+    @property
+    def says_something(self) -> bool:
+        """There is a letter, a digit or a sign in it, not only spaces and invisible ones."""
+        return any(sign.isprintable() and not sign.isspace() for sign in self.query)
+
 
 class ResearchClassifier(SLMModule[ResearchResult]):
     """See the module's docstring.
@@ -136,18 +141,21 @@ class ResearchClassifier(SLMModule[ResearchResult]):
             DataError: an item is neither, or a date is none.
         """
         asked = [self._read(item) for item in items]
-        if not asked:
-            return []
+        legible = [one for one in asked if one.says_something]
+        if not legible:
+            return [self._unread() for _ in asked]
         head = self._ready()
-        chances = self._chances(asked, head)
+        chances = iter(self._chances(legible, head))
         return [
-            self._result(one, float(chance), head)
-            for one, chance in zip(asked, chances, strict=True)
+            self._result(one, float(next(chances)), head) if one.says_something else self._unread()
+            for one in asked
         ]
 
     def fallback(self, item: Any) -> ResearchResult:
         """The keyword rule: the decision table alone, without any weights."""
         asked = self._read(item)
+        if not asked.says_something:
+            return self._unread()
         ruling = self.rules.decide(asked.factors)
         key = "none" if ruling.row is None else "research" if ruling.research else "answer"
         return ResearchResult(
@@ -243,6 +251,11 @@ class ResearchClassifier(SLMModule[ResearchResult]):
             head=head,
         )
         return self._settled(asked, result) if result.uncertain else result
+
+    def _unread(self) -> ResearchResult:
+        """The answer to a query without anything to read; no rule for uncertain ones holds."""
+        told = "can be answered directly: there is nothing to read in it"
+        return ResearchResult(False, 0.5, told, "other", {}, self._threshold > 0.5, TABLE)
 
     def _settled(self, asked: _Asked, result: ResearchResult) -> ResearchResult:
         rule = self._on_uncertain

@@ -255,6 +255,26 @@ def test_without_its_encoder_the_backbone_still_answers(
     assert re.search(problem, str(classifier.degraded))
 
 
+@pytest.mark.parametrize("query", ["", " \n\t ", "\u200b\ufeff", "\u3000"])
+def test_a_query_without_anything_to_read_says_so(light: ResearchClassifier, query: str) -> None:
+    always = ResearchClassifier(pack=light.pack, use_backbone=False, on_uncertain="research")
+    for found in (light.process(query), light.fallback(query), always.process(query)):
+        assert not found.needs_research
+        assert (found.confidence, found.uncertain) == (0.5, True)
+        assert "nothing to read" in found.reasoning
+        assert found.factors == {}
+
+
+def test_queries_beside_one_without_anything_to_read_keep_their_answers(
+    light: ResearchClassifier,
+) -> None:
+    queries = [LIVE[0], "", SETTLED[0], " ", LIVE[1]]
+    found = light.process_batch(queries)
+    alone = [light.process(query) for query in queries]
+    assert [one.needs_research for one in found] == [one.needs_research for one in alone]
+    assert [one.reasoning for one in found] == [one.reasoning for one in alone]
+
+
 def test_the_keyword_rule_needs_no_weights(light: ResearchClassifier) -> None:
     found = light.fallback({"query": "who is the mayor of oslo"})
     assert found.needs_research

@@ -40,6 +40,31 @@ def test_a_query_shows_its_factor(rules: Rules, query: str, factor: str) -> None
     assert factor in rules.read(query, TODAY, CUTOFF).strengths
 
 
+@pytest.mark.parametrize(
+    ("query", "version"),
+    [
+        ("\u0643\u0645 \u064a\u0633\u0627\u0648\u064a 12.5 \u0645\u062a\u0631", False),
+        ("12.5", False),
+        ("what is 3.5 + 2", False),
+        ("a 2.4 mile run", False),
+        ("born on 12.5.1984", False),
+        ("v12.5", True),
+        ("v 2.0 of it", True),
+        ("what changed in python 3.12", True),
+        ("is ios 17.4 any good", True),
+        ("ubuntu-24.04", True),
+        ("node.js 18.2.1", True),
+        ("install 1.26.4", True),
+        ("the 5.2 release", True),
+        ("which version is 12.5", True),
+    ],
+)
+def test_a_decimal_number_is_a_version_beside_a_word_of_one(
+    rules: Rules, query: str, version: bool
+) -> None:
+    assert ("software" in rules.read(query, TODAY, CUTOFF).strengths) is version
+
+
 def test_words_within_words_do_not_count(rules: Rules) -> None:
     # rain in brain, news in newsprint's middle, now in known, price in caprice
     found = rules.read("a brain known for caprice", TODAY, CUTOFF).strengths
