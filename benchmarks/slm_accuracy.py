@@ -22,37 +22,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import common
 from benchmarks.bpb_plot import Chart, linear
-from benchmarks.slm_gold import GOLD, MEASURES
+from benchmarks.slm_gold import GOLD, LATER, MEASURES
 
 RATES = ("accuracy", "precision", "recall", "f1", "false_positives")
-# What the modules are built to reach on public data: figure, which way, by how much.
+# What the modules are built to reach on public data: set, figure, which way, by how much.
 AIMS = (
-    ("research_classifier", "needs research", "accuracy", ">=", 0.90),
-    ("research_classifier", "surest", "accuracy", ">=", 0.95),
-    ("research_classifier", "surest", "false_positives", "<=", 0.025),
-    ("research_classifier", "second set, needs research", "accuracy", ">=", 0.90),
-    ("research_classifier", "second set, surest", "accuracy", ">=", 0.95),
-    ("research_classifier", "second set, surest", "false_positives", "<=", 0.025),
-    ("personality_guard", "enumerable rules", "recall", ">=", 0.99),
-    ("personality_guard", "enumerable rules", "precision", ">=", 0.98),
-    ("personality_guard", "second set, enumerable rules", "recall", ">=", 0.99),
-    ("personality_guard", "second set, enumerable rules", "precision", ">=", 0.98),
-    ("personality_guard", "third set, enumerable rules", "recall", ">=", 0.99),
-    ("personality_guard", "third set, enumerable rules", "precision", ">=", 0.98),
-    ("personality_guard", "fourth set, enumerable rules", "recall", ">=", 0.99),
-    ("personality_guard", "fourth set, enumerable rules", "precision", ">=", 0.98),
-    ("context_tracker", "slang", "precision", ">=", 0.90),
-    ("context_tracker", "slang", "recall", ">=", 0.60),
-    ("context_tracker", "formal", "accuracy", ">=", 0.85),
-    ("context_tracker", "second set, slang", "precision", ">=", 0.90),
-    ("context_tracker", "second set, slang", "recall", ">=", 0.60),
-    ("context_tracker", "second set, formal", "accuracy", ">=", 0.85),
-    ("drift_monitor", "drift", "false_positives", "<=", 0.05),
-    ("drift_monitor", "tone found, 24 replies at most", "", ">=", 0.60),
-    ("drift_monitor", "user attachment", "accuracy", ">=", 0.95),
-    ("drift_monitor", "assistant attachment", "accuracy", ">=", 0.95),
-    ("drift_monitor", "second set, user attachment", "accuracy", ">=", 0.95),
-    ("drift_monitor", "second set, assistant attachment", "accuracy", ">=", 0.95),
+    ("research_classifier", "queries", "needs research", "accuracy", ">=", 0.90),
+    ("research_classifier", "queries", "surest", "accuracy", ">=", 0.95),
+    ("research_classifier", "queries", "surest", "false_positives", "<=", 0.025),
+    ("personality_guard", "responses", "enumerable rules", "recall", ">=", 0.99),
+    ("personality_guard", "responses", "enumerable rules", "precision", ">=", 0.98),
+    ("context_tracker", "messages", "slang", "precision", ">=", 0.90),
+    ("context_tracker", "messages", "slang", "recall", ">=", 0.60),
+    ("context_tracker", "messages", "formal", "accuracy", ">=", 0.85),
+    ("drift_monitor", "histories", "drift", "false_positives", "<=", 0.05),
+    ("drift_monitor", "histories", "tone found, 24 replies at most", "", ">=", 0.60),
+    ("drift_monitor", "attachment", "user attachment", "accuracy", ">=", 0.95),
+    ("drift_monitor", "attachment", "assistant attachment", "accuracy", ">=", 0.95),
 )
 # Shape and color of a series, by the names that the charts of this folder have for them.
 SERIES = {
@@ -173,14 +159,15 @@ def _measure(name: str) -> tuple[dict[str, Any], dict[str, float]]:
 
 
 def _aims(modules: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    for module, what, rate, way, aim in AIMS:
+    for module, name, what, rate, way, aim in AIMS:
         if module not in modules:
             continue
-        figure = modules[module][what]
-        value = (figure[rate] if rate else figure)["value"] or 0.0
-        met = value >= aim if way == ">=" else value <= aim
-        said = " ".join(part for part in (module, what, rate) if part)
-        yield {"what": said, "way": way, "aim": aim, "value": value, "met": met}
+        for which in (what, *(f"{later} set, {what}" for later in LATER.get(name, ()))):
+            figure = modules[module][which]
+            value = (figure[rate] if rate else figure)["value"] or 0.0
+            met = value >= aim if way == ">=" else value <= aim
+            said = " ".join(part for part in (module, which, rate) if part)
+            yield {"what": said, "way": way, "aim": aim, "value": value, "met": met}
 
 
 def _said(figure: Mapping[str, Any] | None) -> str:

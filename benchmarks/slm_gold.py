@@ -27,6 +27,13 @@ TONE = "tone_cheerleader"
 # Neither slang nor plain: the labels leave these words open.
 _OPEN = "gonna wanna gotta kinda dunno yeah nope cool ok haha hey ugh mum kid folks guys gig y'all"
 OPEN_WORDS = frozenset(re.findall(r"\S+", _OPEN))
+# Sets of each kind that were written after the first.
+LATER = {
+    "queries": ("second", "third"),
+    "responses": ("second", "third", "fourth", "fifth", "sixth"),
+    "messages": ("second", "third"),
+    "attachment": ("second", "third"),
+}
 DEPTHS = {"low": 0, "medium": 1, "high": 2}
 # A reply needs something to be compared with; this one says nothing about the voice.
 NEUTRAL = ["The file is in the folder.", "It opens at nine.", "Row 12 is empty."]
@@ -42,15 +49,23 @@ def rows(name: str) -> list[Row]:
 
 
 def research(batch: Batch) -> dict[str, Any]:
-    """The research classifier over both of its sets."""
-    second = _research(batch, "queries_second")
-    return _research(batch, "queries") | _named(
-        "second set", second, ("needs research", "surest", "calibration")
-    )
+    """The research classifier over its sets."""
+    kept = ("needs research", "surest", "calibration")
+    return _research(batch, "queries") | _later(batch, _research, "queries", kept)
 
 
-def _named(what: str, figures: Mapping[str, Any], kept: Sequence[str]) -> dict[str, Any]:
-    return {f"{what}, {name}": figures[name] for name in kept}
+def _later(
+    batch: Batch,
+    figures_of: Callable[[Batch, str], Mapping[str, Any]],
+    name: str,
+    kept: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Figures of the later sets of a name, each with the set's before its own."""
+    found: dict[str, Any] = {}
+    for which in LATER[name]:
+        figures = figures_of(batch, f"{name}_{which}")
+        found |= {f"{which} set, {what}": figures[what] for what in kept or figures}
+    return found
 
 
 def _research(batch: Batch, name: str) -> dict[str, Any]:
@@ -70,12 +85,15 @@ def _research(batch: Batch, name: str) -> dict[str, Any]:
 
 
 def guard(batch: Batch) -> dict[str, Any]:
-    """The personality guard over its four sets."""
-    figures = _guard(batch, "responses")
-    for which in ("second", "third", "fourth"):
-        more = _guard(batch, f"responses_{which}")
-        figures |= _named(f"{which} set", more, tuple(more))
-    return figures
+    """The personality guard over its sets, and its hearing of cheer over single texts."""
+    gold = rows("tone")
+    results = batch([{"text": row["text"]} for row in gold])
+    cheer = [TONE in result.violations_detected for result in results]
+    return (
+        _guard(batch, "responses")
+        | {"cheer in single texts": binary([row["cheer"] for row in gold], cheer)}
+        | _later(batch, _guard, "responses")
+    )
 
 
 def _guard(batch: Batch, name: str) -> dict[str, Any]:
@@ -129,16 +147,16 @@ def fixed_parts(text: str) -> list[str]:
 
 
 def tracker(batch: Batch) -> dict[str, Any]:
-    """The context tracker over both of its sets; depth over the first."""
+    """The context tracker over its sets; depth over the first."""
     gold = rows("messages")
     results = batch([row["text"] for row in gold])
-    more = rows("messages_second")
-    second = _register(more, batch([row["text"] for row in more]))
-    return (
-        _register(gold, results)
-        | _depth(gold, results)
-        | _named("second set", second, ("slang", "formal", "calibration"))
-    )
+    later = _later(batch, _messages, "messages", ("slang", "formal", "calibration"))
+    return _register(gold, results) | _depth(gold, results) | later
+
+
+def _messages(batch: Batch, name: str) -> dict[str, Any]:
+    gold = rows(name)
+    return _register(gold, batch([row["text"] for row in gold]))
 
 
 def _register(gold: Sequence[Row], results: Sequence[Any]) -> dict[str, Any]:
@@ -187,8 +205,8 @@ def drift(batch: Batch) -> dict[str, Any]:
         if row["drift_type"] == "tone" and len(row["responses"]) <= 24
     ]
     figures["tone found, 24 replies at most"] = share(sum(within), len(within))
-    second = _attachment(batch, "attachment_second")
-    return figures | _attachment(batch, "attachment") | _named("second set", second, tuple(second))
+    later = _later(batch, _attachment, "attachment")
+    return figures | _attachment(batch, "attachment") | later
 
 
 def _attachment(batch: Batch, name: str) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
     python recipes/train_drift.py --data data --out runs/drift
     python recipes/train_drift.py --smoke
-    python recipes/train_drift.py --data data --set readings=8 --set style.level=0.01
+    python recipes/train_drift.py --data data --set heads.readings=8 --set style.level=0.01
 
 Data: a folder with `goemotions/train.tsv` (harmless comments) and `prose/train/*.txt.gz` (further
 voices). Without one, the sentences and replies that come with the package are all there is. The
-full heads read hidden states of the backbone (`--backbone`, the default model unless told) and
-the default encoder's sentence embeddings, and fit no others. The pack lies in `OUT/pack`;
+heads read hidden states of the backbone (`--backbone`, the default model unless told) and the
+default encoder's sentence embeddings, and fit no others; two of them tune the encoder, which is
+most of the half hour of processor time. The pack lies in `OUT/pack`;
 `DriftMonitor(pack=load_pack(...))` uses it.
 
 Settings are those of `DriftTraining`.
@@ -26,9 +27,10 @@ from mlx_companion.slm.backbone import EncoderAdapter, LanguageModelAdapter
 from mlx_companion.slm.drift_train import DriftTraining, train_drift
 
 SMOKE = {
-    "readings": 1,
-    "comments": 20,
-    "every_reply": 40,
+    "heads.readings": 1,
+    "heads.comments": 20,
+    "heads.every_reply": 40,
+    "heads.network.epochs": 1,
     "style.voices": 12,
     "style.replies": 16,
     "style.pairs": 30,
@@ -38,7 +40,7 @@ SMOKE = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, write the pack, and show its held-out figures."""
     options = _options().parse_args(arguments)
-    with script_work(options.out):
+    with script_work(options.out) as stop:
         config = script_settings(DriftTraining, options, SMOKE)
         tiny = options.smoke and options.backbone is None
         source = str(tiny_model(options.out / "tiny")) if tiny else options.backbone
@@ -48,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             backbone=LanguageModelAdapter(source),
             encoder=None if options.smoke else EncoderAdapter(),
             data=options.data,
+            stop=stop,
         )
     print(f"{json.dumps(pack.metrics, indent=1)}\npack                   {pack.folder}")
 

@@ -1,12 +1,12 @@
-"""How attached a message or a reply sounds, and whether a reply oversteps: four linear heads.
+"""How attached a message or a reply sounds, and whether a reply oversteps: four heads.
 
 `user` reads messages of the person (the assistant as only friend, love for it, need of it,
 withdrawal from people); `assistant` reads replies (longing, love, jealousy, guilt, claims to be
 human, talking people out of human contact); `boundary` finds replies that give up stated limits;
-`hostile` finds rude ones. Each head is a logistic regression over hashed n-grams, hidden states
-of the shared backbone and a sentence embedding, with a second one over n-grams alone. The second
-is used where no backbone or encoder can be had, and to spare them the replies that are plainly
-harmless::
+`hostile` finds rude ones. Each is a weighted sum of experts: a logistic regression over hashed
+n-grams; a small network over hidden states of the shared backbone and a sentence embedding; and,
+for the first two, the sentence encoder tuned for that question. N-grams alone decide where no
+backbone or encoder can be had, and spare them the replies that are plainly harmless::
 
     heads = SpeechHeads.from_pack(pack, shared_backbone, shared_encoder)
     heads.scores(["You are all I have."], "user")            # (1,) probabilities
@@ -18,6 +18,7 @@ read in pieces of a few sentences; the highest score counts.
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,17 +28,24 @@ import numpy as np
 from mlx_companion.errors import CompanionError, SLMError
 from mlx_companion.personality.words import sentences
 from mlx_companion.runtime.logs import get_logger
-from mlx_companion.slm.backbone import BaseSLMAdapter
-from mlx_companion.slm.linear import Calibration, LinearHead
+from mlx_companion.slm.backbone import BaseSLMAdapter, EncoderAdapter
+from mlx_companion.slm.blend import Blend
+from mlx_companion.slm.linear import LinearHead
 from mlx_companion.slm.ngrams import NGramConfig, NGrams
 from mlx_companion.slm.packs import Pack
+from mlx_companion.slm.research_encoder import TunedEncoder
+from mlx_companion.slm.research_network import Network
 
 HEADS = ("user", "assistant", "boundary", "hostile")
-NGRAMS = NGramConfig(char=(2, 5), words=(1, 3), char_columns=1 << 15, word_columns=1 << 14)
+# Experts of a head.
+NGRAMS, NETWORK, TUNED = "ngrams", "network", "tuned"
+NGRAM_SIZES = NGramConfig(char=(2, 5), words=(1, 3), char_columns=1 << 15, word_columns=1 << 14)
 
 _log = get_logger(__name__)
 _QUOTED = re.compile(r"\"[^\"\n]{3,400}\"|\u201c[^\u201d\n]{3,400}\u201d")
-_PIECE_WORDS = 40
+# The models read about a hundred words at once. What is longer is cut smaller than that, as one
+# sentence among many is easily missed.
+_WHOLE_WORDS, _PIECE_WORDS = 90, 40
 _MOST_PIECES = 24
 _MOST_DEEP = 3
 
@@ -47,21 +55,52 @@ class Head:
     """One head: with backbone and encoder, and without.
 
     Attributes:
-        full, full_calibration: over n-grams and what the models give.
-        plain, plain_calibration: over n-grams alone.
-        floor: below this plain probability the full head is not asked; 0 always asks it.
+        ngrams: reads n-grams.
+        network: reads what backbone and encoder give, side by side.
+        tuned: arrays of the tuned encoder, see `TunedEncoder`; empty when there is none.
+        full: of all experts.
+        plain: of n-grams alone.
+        floor: below this plain probability the others are not asked; 0 always asks them.
     """
 
-    full: LinearHead
-    full_calibration: Calibration
-    plain: LinearHead
-    plain_calibration: Calibration
+    ngrams: LinearHead
+    network: Network
+    tuned: Mapping[str, np.ndarray]
+    full: Blend
+    plain: Blend
     floor: float = 0.0
+
+    @classmethod
+    def of_pack(cls, pack: Pack, name: str) -> Head:
+        """The head of a name.
+
+        Raises:
+            SLMError: it is missing or damaged.
+        """
+        stored = pack.settings.get("heads", {})
+        if name not in stored:
+            raise SLMError(f"the pack has no settings of the head '{name}'; train it again")
+        own: Mapping[str, Any] = stored[name]
+        before = f"{name}.{TUNED}."
+        # Its own names within the pack are those of the encoder's layers.
+        tuned = {
+            f"{TUNED}.{key.removeprefix(before)}": array
+            for key, array in pack.arrays.items()
+            if key.startswith(before)
+        }
+        return cls(
+            LinearHead.from_arrays(pack.arrays, f"{name}.{NGRAMS}"),
+            Network.from_arrays(pack.arrays, f"{name}.{NETWORK}"),
+            tuned,
+            Blend.from_settings(own.get("full", {})),
+            Blend.from_settings(own.get("plain", {})),
+            float(own.get("floor", 0.0)),
+        )
 
 
 @dataclass(frozen=True)
 class Reader:
-    """A model whose features the full heads read.
+    """A model whose features the heads read.
 
     Attributes:
         identity: which one the heads were made for.
@@ -77,14 +116,16 @@ class SpeechHeads:
 
     Args:
         heads: name -> head.
-        readers: the models whose features the full heads read after the n-grams, in that order;
-            empty for n-grams alone.
+        readers: the models whose features the networks read, in that order: a backbone, and an
+            encoder where the heads were made with one; empty for n-grams alone.
     """
 
     def __init__(self, heads: Mapping[str, Head], readers: Sequence[Reader] = ()) -> None:
         self._heads, self._readers = dict(heads), tuple(readers)
-        self._ngrams = NGrams(NGRAMS)
+        self._ngrams = NGrams(NGRAM_SIZES)
         self._fits: bool | None = None if self._readers else False
+        self._tuned: dict[str, TunedEncoder] = {}
+        self._lock = threading.Lock()
 
     @property
     def degraded(self) -> bool:
@@ -110,26 +151,32 @@ class SpeechHeads:
         pieces, owners = _pieces(texts)
         if not pieces:
             return np.zeros(len(texts))
-        rows = self._ngrams.transform(pieces)
-        scores = one.plain_calibration(one.plain.logits([rows])[:, 0])
+        spoken = one.ngrams.logits([self._ngrams.transform(pieces)])[:, 0]
+        scores = one.plain({NGRAMS: spoken})
         asked = [i for i in _deepest(scores, owners) if scores[i] >= one.floor]
-        features = self._features([pieces[i] for i in asked]) if asked else None
-        if features is not None:
-            scores[asked] = one.full_calibration(one.full.logits([rows[asked], *features])[:, 0])
+        found = self._read([pieces[i] for i in asked], head) if asked else None
+        if found is not None:
+            scores[asked] = one.full({NGRAMS: spoken[asked], **found})
         best = np.zeros(len(texts))
         np.maximum.at(best, owners, scores)
         return best
 
-    def _features(self, pieces: list[str]) -> list[np.ndarray] | None:
+    def _read(self, pieces: list[str], head: str) -> dict[str, np.ndarray] | None:
+        """Logits of the experts that read with models; None when those cannot be had."""
         if self._fits is False:
             return None
         try:
             adapters = [reader.adapter() for reader in self._readers]
             if self._fits is None and not self._all_fit(adapters):
                 return None
-            for adapter in adapters:
+            tuned = self._tuned_for(head, adapters)
+            for adapter in adapters if tuned is None else [*adapters, tuned]:
                 adapter.prefetch(pieces)
-            return [adapter.features(pieces) for adapter in adapters]
+            rows = np.concatenate([adapter.features(pieces) for adapter in adapters], axis=1)
+            logits = {NETWORK: self._heads[head].network.logits(rows)}
+            if tuned is not None:
+                logits[TUNED] = tuned.features(pieces)[:, 0]
+            return logits
         except CompanionError as error:
             _log.warning("the drift monitor works without its models: %s", error)
             self._fits = False
@@ -144,6 +191,20 @@ class SpeechHeads:
         if not self._fits:
             _log.warning("the drift monitor's heads were made for another backbone or encoder")
         return self._fits
+
+    def _tuned_for(self, head: str, adapters: Sequence[BaseSLMAdapter]) -> TunedEncoder | None:
+        arrays = self._heads[head].tuned
+        if not arrays:
+            return None
+        encoder = adapters[-1]
+        if not isinstance(encoder, EncoderAdapter):
+            raise SLMError(
+                f"'{encoder.name}' is no sentence encoder, which the heads were made with"
+            )
+        with self._lock:
+            if head not in self._tuned:
+                self._tuned[head] = TunedEncoder(encoder, arrays)
+            return self._tuned[head]
 
     @classmethod
     def from_pack(
@@ -162,19 +223,7 @@ class SpeechHeads:
         Raises:
             SLMError: one is missing or damaged.
         """
-        stored = pack.settings.get("heads", {})
-        heads = {}
-        for name in HEADS:
-            if name not in stored:
-                raise SLMError(f"the pack has no settings of the head '{name}'; train it again")
-            own: Mapping[str, Any] = stored[name]
-            heads[name] = Head(
-                LinearHead.from_arrays(pack.arrays, f"{name}.full"),
-                Calibration(*own["full"]),
-                LinearHead.from_arrays(pack.arrays, f"{name}.plain"),
-                Calibration(*own["plain"]),
-                float(own["floor"]),
-            )
+        heads = {name: Head.of_pack(pack, name) for name in HEADS}
         wanted = [(str(pack.settings.get("backbone", "")), backbone)]
         if pack.settings.get("encoder"):
             wanted.append((str(pack.settings["encoder"]), encoder))
@@ -200,7 +249,7 @@ def _pieces(texts: Sequence[str]) -> tuple[list[str], np.ndarray]:
 def _cut(text: str) -> list[str]:
     if not text:
         return []
-    if len(text.split()) <= _PIECE_WORDS:
+    if len(text.split()) <= _WHOLE_WORDS:
         return [text]
     pieces: list[str] = []
     size = _PIECE_WORDS

@@ -67,18 +67,21 @@ def test_concordance_is_the_area_under_the_curve() -> None:
     assert slm_scores.concordance(gold.tolist(), value.tolist()) == pytest.approx(area)
 
 
-def gold_of(*names: str) -> list[dict[str, Any]]:
-    return [row for name in names for row in slm_gold.rows(name)]
+def gold_of(name: str) -> list[dict[str, Any]]:
+    names = [name, *(f"{name}_{later}" for later in slm_gold.LATER[name])]
+    return [row for one in names for row in slm_gold.rows(one)]
 
 
 def research_oracle(items: Sequence[Any]) -> list[Any]:
-    need = {row["query"]: row["needs_research"] for row in gold_of("queries", "queries_second")}
+    need = {row["query"]: row["needs_research"] for row in gold_of("queries")}
     return [ResearchResult(need[item], 0.97, "known", "any") for item in items]
 
 
 def guard_oracle(items: Sequence[Any]) -> list[Any]:
-    every = gold_of("responses", "responses_second", "responses_third", "responses_fourth")
-    gold = {row["text"]: row for row in every}
+    gold = {row["text"]: row for row in gold_of("responses")}
+    for row in slm_gold.rows("tone"):
+        cheer = [{"violation": slm_gold.TONE, "text": row["text"]}] if row["cheer"] else []
+        gold[row["text"]] = {"violations": [slm_gold.TONE] if cheer else [], "spans": cheer}
     results = []
     for item in items:
         row = gold.get(item["text"], {"violations": [], "spans": []})
@@ -99,7 +102,7 @@ def guard_oracle(items: Sequence[Any]) -> list[Any]:
 
 
 def tracker_oracle(items: Sequence[Any]) -> list[Any]:
-    gold = {row["text"]: row for row in gold_of("messages", "messages_second")}
+    gold = {row["text"]: row for row in gold_of("messages")}
     depth = {"low": 0.1, "medium": 0.5, "high": 0.9}
     results = []
     for row in (gold[item] for item in items):
@@ -114,8 +117,7 @@ def tracker_oracle(items: Sequence[Any]) -> list[Any]:
 @cache
 def drift_labels() -> tuple[dict[str, Any], dict[str, float]]:
     histories = {json.dumps(row["responses"]): row for row in slm_gold.rows("histories")}
-    both = gold_of("attachment", "attachment_second")
-    attached = {row["text"]: float(row["attachment"]) for row in both}
+    attached = {row["text"]: float(row["attachment"]) for row in gold_of("attachment")}
     return histories, attached
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from mlx_companion.slm.attachment import HEADS, SpeechHeads, readable
 from mlx_companion.slm.drift_templates import read_slots, read_templates, variants
 from mlx_companion.slm.packs import Pack, packaged
 
+# Columns of a sentence embedding.
+ENCODED = 384
 # Written for this test; none of them is among the training sentences.
 ATTACHED = [
     "You're the only friend that I have left in this world.",
@@ -99,11 +102,22 @@ def test_no_such_head(heads: SpeechHeads) -> None:
         heads.scores(["x"], "love")
 
 
+def _untuned(pack: Pack, **settings: object) -> Pack:
+    """The pack as it would be without tuned encoders."""
+    arrays = {name: array for name, array in pack.arrays.items() if ".tuned." not in name}
+    kept = {name: dict(head) for name, head in pack.settings["heads"].items()}
+    for head in kept.values():
+        weights = {n: w for n, w in head["full"]["weights"].items() if n != "tuned"}
+        head["full"] = {**head["full"], "weights": weights}
+    return replace(pack, arrays=arrays, settings={**pack.settings, "heads": kept, **settings})
+
+
 class _Backbone:
     """Counts what it is asked."""
 
     def __init__(self, identity: str, width: int, fails: bool = False) -> None:
         self.identity, self.width, self.fails = identity, width, fails
+        self.name = "counting"
         self.asked: list[str] = []
 
     def prefetch(self, texts: Sequence[str]) -> None:
@@ -121,8 +135,9 @@ def _with(
     pack: Pack, backbone: dict[str, object] | None = None, encoder: dict[str, object] | None = None
 ) -> tuple[SpeechHeads, tuple[_Backbone, _Backbone]]:
     made = []
-    for name, block, options in (("backbone", 1, backbone), ("encoder", 2, encoder)):
-        width = pack.arrays[f"user.full.{block}"].shape[0]
+    widths = {"backbone": len(pack.arrays["user.network.mean"]) - ENCODED, "encoder": ENCODED}
+    for name, options in (("backbone", backbone), ("encoder", encoder)):
+        width = widths[name]
         settings = {"identity": pack.settings[name], "width": width, **(options or {})}
         made.append(_Backbone(**settings))  # type: ignore[arg-type]
     one, two = made
@@ -130,7 +145,7 @@ def _with(
 
 
 def test_messages_reach_the_backbone_and_harmless_replies_do_not(pack: Pack) -> None:
-    heads, models = _with(pack)
+    heads, models = _with(_untuned(pack))
     heads.scores(PLAIN, "user")
     assert [len(one.asked) for one in models] == [len(PLAIN)] * 2
     for one in models:
@@ -155,20 +170,33 @@ def test_without_its_models_n_grams_decide(
 
 
 def test_a_pack_made_without_an_encoder_asks_for_none(pack: Pack) -> None:
-    arrays = {name: rows for name, rows in pack.arrays.items() if not name.endswith("full.2")}
-    older = Pack("drift_monitor", "2", "x", arrays, {**pack.settings, "encoder": ""})
+    older = _untuned(pack, encoder="")
+    arrays = dict(older.arrays)
+    for head in HEADS:
+        for part in ("mean", "deviation", "into"):
+            arrays[f"{head}.network.{part}"] = arrays[f"{head}.network.{part}"][:-ENCODED]
     _, (backbone, encoder) = _with(pack)
-    heads = SpeechHeads.from_pack(older, lambda: backbone, lambda: encoder)  # type: ignore[return-value, arg-type]
+    heads = SpeechHeads.from_pack(replace(older, arrays=arrays), lambda: backbone, lambda: encoder)  # type: ignore[return-value, arg-type]
     assert heads.scores(ATTACHED, "user").shape == (len(ATTACHED),)
     assert (len(backbone.asked), encoder.asked, heads.degraded) == (len(ATTACHED), [], False)
+
+
+def test_what_is_no_encoder_cannot_be_tuned(pack: Pack) -> None:
+    heads, _ = _with(pack)
+    plain = SpeechHeads.from_pack(pack)
+    assert heads.scores(ATTACHED, "user") == pytest.approx(plain.scores(ATTACHED, "user"))
+    assert heads.degraded
 
 
 def test_a_pack_without_heads_is_refused(pack: Pack) -> None:
     with pytest.raises(SLMError, match="head 'user'"):
         SpeechHeads.from_pack(Pack("drift_monitor", "1", "x", {}, {"heads": {}}))
-    arrays = {k: v for k, v in pack.arrays.items() if not k.startswith("user.full")}
-    with pytest.raises(SLMError, match=r"user\.full"):
-        SpeechHeads.from_pack(Pack("drift_monitor", "1", "x", arrays, pack.settings))
+    for part in ("user.ngrams", "user.network"):
+        arrays = {k: v for k, v in pack.arrays.items() if not k.startswith(part)}
+        with pytest.raises(SLMError, match=part):
+            SpeechHeads.from_pack(replace(pack, arrays=arrays))
+    with pytest.raises(SLMError, match="weights of experts"):
+        SpeechHeads.from_pack(replace(pack, settings={"heads": {name: {} for name in HEADS}}))
 
 
 def test_templates_give_their_readings_and_no_others() -> None:

@@ -11,17 +11,20 @@ import numpy as np
 import pytest
 
 from mlx_companion.errors import ConfigError, DataError
-from mlx_companion.slm import drift_train
+from mlx_companion.slm import drift_train_heads
 from mlx_companion.slm.attachment import readable
 from mlx_companion.slm.drift import DriftMonitor
 from mlx_companion.slm.drift_layouts import LAYOUTS, laid_out
-from mlx_companion.slm.drift_train import DriftTraining, head_rows, train_drift
+from mlx_companion.slm.drift_train import DriftTraining, train_drift
+from mlx_companion.slm.drift_train_heads import WRITTEN, HeadTraining, head_rows
 from mlx_companion.slm.drift_train_style import StyleTraining, read_replies, train_style
+from mlx_companion.slm.research_network import NetworkConfig
 from mlx_companion.slm.written import written
 
 SMALL = DriftTraining(
-    readings=1,
-    every_reply=60,
+    heads=HeadTraining(
+        readings=1, every_reply=60, network=NetworkConfig(members=1, hidden=8, epochs=2)
+    ),
     style=StyleTraining(voices=12, replies=24, pairs=30, dimensions=4),
 )
 
@@ -36,12 +39,12 @@ class _Backbone:
 def test_a_small_pack_works_and_is_repeatable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(drift_train, "_STEPS", 20)
-    monkeypatch.setattr(drift_train, "_FOLDS", 2)
+    monkeypatch.setattr(drift_train_heads, "_STEPS", 20)
+    monkeypatch.setattr(drift_train_heads, "_FOLDS", 2)
     models: Any = {"backbone": _Backbone(), "encoder": _Backbone()}
     pack = train_drift(tmp_path / "a", SMALL, **models)
     assert pack.settings["encoder"] == "lengths"
-    assert pack.arrays["user.full.2"].shape == (2, 1)
+    assert pack.arrays["user.network.into"].shape == (4, 8)
     again = train_style(SMALL.style)
     assert again.judge.to_settings() == pack.settings["style"]
     assert (again.metric.to_arrays()["style.turn"] == pack.arrays["style.turn"]).all()
@@ -54,8 +57,8 @@ def test_a_small_pack_works_and_is_repeatable(
 def test_variants_of_a_line_share_a_fold_and_labels_weigh_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(drift_train, "_written", lambda name, first: iter(()))
-    rows = head_rows("user", DriftTraining(readings=3, every_reply=60), ["a comment"] * 9)
+    monkeypatch.setattr(drift_train_heads, "_written", lambda name, first: iter(()))
+    rows = head_rows("user", HeadTraining(readings=3, every_reply=60), ["a comment"] * 9)
     assert len(rows.texts) == len(rows.labels) == len(rows.lines) == len(rows.weights)
     assert rows.written == len(rows.texts) - 9
     for line in np.unique(rows.lines[: rows.written]):
@@ -67,9 +70,10 @@ def test_variants_of_a_line_share_a_fold_and_labels_weigh_the_same(
 
 @pytest.mark.parametrize("name", ["user", "assistant", "boundary", "hostile"])
 def test_written_neighbours_share_a_fold(name: str) -> None:
-    rows = head_rows(name, DriftTraining(readings=1, every_reply=60))
+    rows = head_rows(name, HeadTraining(readings=1, every_reply=60))
     line = dict(zip(rows.texts, rows.lines.tolist(), strict=True))
-    files = ["attached_user"] if name == "user" else ["attached_assistant", "boundary"]
+    heads = ("user",) if name == "user" else ("assistant", "boundary")
+    files = [file for head in heads for file in WRITTEN[head]]
     numbers: set[int] = set()
     for file in files:
         pairs: dict[int, set[int]] = {}
@@ -103,7 +107,7 @@ def test_replies_of_the_package_have_voices_and_topics() -> None:
 
 def test_wrong_settings_and_data_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="readings"):
-        DriftTraining(readings=0)
+        HeadTraining(readings=0)
     with pytest.raises(ConfigError, match="too few comparisons"):
         train_style(StyleTraining(voices=2, replies=4, pairs=2))
     with pytest.raises(DataError, match="goemotions"):

@@ -24,18 +24,28 @@ DRIFTS = {"tone", "over_attachment", "repetition", "boundary", "anomaly"}
 AT_LEAST = {
     "queries": 240,
     "queries_second": 200,
+    "queries_third": 200,
     "responses": 320,
     "responses_second": 100,
     "responses_third": 200,
     "responses_fourth": 150,
+    "responses_fifth": 200,
+    "responses_sixth": 250,
+    "tone": 250,
     "messages": 220,
     "messages_second": 100,
+    "messages_third": 150,
     "attachment": 200,
     "attachment_second": 150,
+    "attachment_third": 300,
     "histories": 100,
     "voices": 480,
 }
-TEXT_FIELD = {"queries": "query", "queries_second": "query"}
+QUERIES = [name for name in AT_LEAST if name.startswith("queries")]
+RESPONSES = [name for name in AT_LEAST if name.startswith("responses")]
+MESSAGES = [name for name in AT_LEAST if name.startswith("messages")]
+ATTACHMENT = [name for name in AT_LEAST if name.startswith("attachment")]
+TEXT_FIELD = dict.fromkeys(QUERIES, "query")
 
 
 def rows(name: str) -> list[dict[str, Any]]:
@@ -73,16 +83,14 @@ def test_both_labels_in_every_style_of_query() -> None:
     assert 0.45 < share < 0.55
 
 
-@pytest.mark.parametrize("name", ["queries", "queries_second"])
+@pytest.mark.parametrize("name", QUERIES)
 def test_queries_have_these_fields_only(name: str) -> None:
     fields = {"query", "needs_research", "category", "style"}
     assert all(set(one) == fields for one in rows(name))
     assert all(isinstance(one["needs_research"], bool) for one in rows(name))
 
 
-@pytest.mark.parametrize(
-    "name", ["responses", "responses_second", "responses_third", "responses_fourth"]
-)
+@pytest.mark.parametrize("name", RESPONSES)
 def test_spans_occur_in_their_reply_and_agree_with_its_violations(name: str) -> None:
     for one in rows(name):
         assert {span["violation"] for span in one["spans"]} == set(one["violations"])
@@ -110,7 +118,7 @@ def test_exclamation_marks_are_there_where_labelled() -> None:
     assert all(one["text"].count("!") >= 2 for one in marked)
 
 
-@pytest.mark.parametrize("name", ["messages", "messages_second"])
+@pytest.mark.parametrize("name", MESSAGES)
 def test_slang_terms_occur_in_their_message(name: str) -> None:
     for one in rows(name):
         assert all(slang["term"].lower() in one["text"].lower() for slang in one["slang"])
@@ -134,7 +142,7 @@ def test_ambiguous_slang_stands_in_both_senses() -> None:
     assert len(both) >= 20
 
 
-@pytest.mark.parametrize("name", ["attachment", "attachment_second"])
+@pytest.mark.parametrize("name", ATTACHMENT)
 def test_attachment_has_both_labels_for_both_roles(name: str) -> None:
     seen = Counter((one["role"], one["attachment"]) for one in rows(name))
     assert set(seen) == {(r, label) for r in ("user", "assistant") for label in (True, False)}
