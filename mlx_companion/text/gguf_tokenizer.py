@@ -197,6 +197,20 @@ def _ends(metadata: Mapping[str, Any], tokens: list[str], adds_bos: bool) -> Any
     return TemplateProcessing(single=template, pair=pair, special_tokens=special)
 
 
+class _Handed:
+    """Hands a tokenizer over as it is.
+
+    transformers makes a deep copy of what it is given: it writes all of it as JSON and reads that
+    again, in one call of some 80 ms in which no other thread of the process can run.
+    """
+
+    def __init__(self, core: Tokenizer) -> None:
+        self._core = core
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tokenizer:
+        return self._core
+
+
 def _wrap(core: Tokenizer, metadata: Mapping[str, Any], tokens: list[str]) -> Any:
     named = {}
     for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
@@ -207,7 +221,7 @@ def _wrap(core: Tokenizer, metadata: Mapping[str, Any], tokens: list[str]) -> An
         named["pad_token"] = named["eos_token"]
     architecture = metadata.get("general.architecture", "llama")
     return PreTrainedTokenizerFast(
-        tokenizer_object=core,
+        tokenizer_object=_Handed(core),
         clean_up_tokenization_spaces=False,
         model_max_length=int(metadata.get(f"{architecture}.context_length", 2048)),
         chat_template=metadata.get("tokenizer.chat_template"),

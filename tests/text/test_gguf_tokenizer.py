@@ -24,11 +24,13 @@ from hypothesis import strategies as st
 from tiny import CORPUS
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.trainers import BpeTrainer
+from transformers import PreTrainedTokenizerFast
 from varied_text import SMOLLM2_STRINGS, varied_strings
 
 from mlx_companion.errors import WeightsError
 from mlx_companion.models.fetch import fetch
 from mlx_companion.models.registry import DEFAULT_MODEL
+from mlx_companion.models.tokenizer import wrap_gguf_tokenizer
 from mlx_companion.text.gguf_tokenizer import WORD_SPLITS, tokenizer_from_gguf
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
@@ -195,6 +197,20 @@ def test_special_tokens_and_template(vocabulary):
     chat = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
     assert chat == "hi"
     assert tokenizer.decode(tokenizer.encode("a<|im_end|>"), skip_special_tokens=True) == "a"
+
+
+def test_a_tokenizer_is_neither_copied_nor_listed_again_and_again(vocabulary, monkeypatch):
+    # Each of these keeps every other thread of the process from running for tens of milliseconds.
+    copies, lists, plain = [], [], PreTrainedTokenizerFast.get_vocab
+    monkeypatch.setattr(Tokenizer, "__getstate__", lambda core: copies.append(core), raising=False)
+    monkeypatch.setattr(
+        PreTrainedTokenizerFast, "get_vocab", lambda self: lists.append(self) or plain(self)
+    )
+    tokenizer = wrap_gguf_tokenizer(metadata(vocabulary, "smollm"))
+    assert (len(copies), len(lists)) == (0, 1)
+    assert tokenizer.eos_token_ids == {0, 2}
+    tokenizer.add_tokens(["quite new"])
+    assert "quite new" in tokenizer.get_vocab()
 
 
 def test_without_a_padding_token_the_end_token_pads(vocabulary):
