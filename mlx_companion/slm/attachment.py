@@ -31,10 +31,10 @@ from mlx_companion.runtime.logs import get_logger
 from mlx_companion.slm.backbone import BaseSLMAdapter, EncoderAdapter
 from mlx_companion.slm.blend import Blend
 from mlx_companion.slm.linear import LinearHead
+from mlx_companion.slm.network import Network
 from mlx_companion.slm.ngrams import NGramConfig, NGrams
 from mlx_companion.slm.packs import Pack
-from mlx_companion.slm.research_encoder import TunedEncoder
-from mlx_companion.slm.research_network import Network
+from mlx_companion.slm.tuned_encoder import TunedEncoder
 
 HEADS = ("user", "assistant", "boundary", "hostile")
 # Experts of a head.

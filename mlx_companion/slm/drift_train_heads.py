@@ -27,9 +27,9 @@ from mlx_companion.slm.blend import Blend, fit_blend
 from mlx_companion.slm.drift_templates import read_slots, read_templates, variants
 from mlx_companion.slm.drift_train_style import read_replies, read_voices
 from mlx_companion.slm.linear import fit_logistic
+from mlx_companion.slm.network import Network, NetworkConfig, fit_network
 from mlx_companion.slm.ngrams import NGrams
-from mlx_companion.slm.research_encoder import TuneConfig, Tuned, published, tune
-from mlx_companion.slm.research_network import Network, NetworkConfig, fit_network
+from mlx_companion.slm.tuned_encoder import TuneConfig, Tuned, published, tune
 from mlx_companion.slm.written import Written, written
 
 # Head -> files of sentences that it looks for, and of those that it must let pass.

@@ -26,7 +26,7 @@ from mlx_companion.runtime.logs import get_logger
 from mlx_companion.slm.bert_rows import BertRows
 from mlx_companion.slm.encoder_files import cached_encoder, fetch_encoder, open_encoder
 from mlx_companion.slm.linear import Calibration
-from mlx_companion.slm.research_encoder import stored
+from mlx_companion.slm.tuned_encoder import stored
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -29,7 +29,7 @@ from mlx_companion.slm.guard_text import Draft
 from mlx_companion.slm.guard_tone import gushes, head_text, own_sentences
 from mlx_companion.slm.linear import LinearHead, fit_logistic, fit_platt
 from mlx_companion.slm.ngrams import NGramConfig, NGrams
-from mlx_companion.slm.research_encoder import TuneConfig, Tuned, tune
+from mlx_companion.slm.tuned_encoder import TuneConfig, Tuned, tune
 from mlx_companion.slm.written import written
 
 if TYPE_CHECKING:

@@ -34,7 +34,7 @@ from mlx_companion.slm.guard_tone_train import (
     train_tone,
 )
 from mlx_companion.slm.packs import Pack, packaged, save_pack
-from mlx_companion.slm.research_encoder import TuneConfig
+from mlx_companion.slm.tuned_encoder import TuneConfig
 from mlx_companion.slm.written import written
 
 if TYPE_CHECKING:

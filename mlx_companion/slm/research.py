@@ -34,14 +34,15 @@ from mlx_companion.slm.backbone import (
     shared_backbone,
     shared_encoder,
 )
-from mlx_companion.slm.linear import LinearHead, sigmoid
+from mlx_companion.slm.blend import Blend
+from mlx_companion.slm.linear import LinearHead
 from mlx_companion.slm.module import SLMModule
+from mlx_companion.slm.network import Network
 from mlx_companion.slm.ngrams import NGramConfig, NGrams
 from mlx_companion.slm.packs import Pack, load_pack, packaged
-from mlx_companion.slm.research_encoder import TunedEncoder
 from mlx_companion.slm.research_factors import Factors, Rules, load_rules
-from mlx_companion.slm.research_network import Network
 from mlx_companion.slm.results import ResearchResult
+from mlx_companion.slm.tuned_encoder import TunedEncoder
 
 Uncertain = Literal["keep", "research", "answer"] | Callable[[str, ResearchResult], bool]
 DateLike = datetime.date | str | int
@@ -234,9 +235,7 @@ class ResearchClassifier(SLMModule[ResearchResult]):
             logits[NETWORK] = self._network.logits(rows)
         if tuned is not None:
             logits[TUNED] = tuned.features(texts)[:, 0]
-        weights = self._heads[head]["weights"]
-        total = sum(weights[name] * values for name, values in logits.items())
-        return sigmoid(np.asarray(total) + self._heads[head]["offset"])
+        return Blend.from_settings(self._heads[head])(logits)
 
     def _result(self, asked: _Asked, chance: float, head: str) -> ResearchResult:
         research = chance >= 0.5

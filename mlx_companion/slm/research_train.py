@@ -20,14 +20,16 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from mlx_companion.errors import ConfigError
 from mlx_companion.runtime.stop import NEVER, StopSwitch
 from mlx_companion.slm.backbone import BaseSLMAdapter, EncoderAdapter, shared_backbone
-from mlx_companion.slm.linear import LinearHead, Storage, fit_logistic, sigmoid
+from mlx_companion.slm.blend import Blend, fit_blend
+from mlx_companion.slm.linear import LinearHead, Storage, fit_logistic
+from mlx_companion.slm.network import Network, NetworkConfig, fit_network
 from mlx_companion.slm.ngrams import NGramConfig, NGrams
 from mlx_companion.slm.packs import RULES, Pack, packaged, save_pack
 from mlx_companion.slm.research import (
@@ -39,11 +41,10 @@ from mlx_companion.slm.research import (
     as_date,
 )
 from mlx_companion.slm.research_card import card
-from mlx_companion.slm.research_encoder import TuneConfig, Tuned, published, tune
 from mlx_companion.slm.research_factors import CUTOFF, Rules, load_rules
-from mlx_companion.slm.research_network import Network, NetworkConfig, fit_network
 from mlx_companion.slm.research_queries import Query
 from mlx_companion.slm.scores import BinaryScores, binary_scores
+from mlx_companion.slm.tuned_encoder import TuneConfig, Tuned, published, tune
 
 KNOWN, UNSEEN = "known sources", "unseen sources"
 GENERATED = "generated"
@@ -185,7 +186,7 @@ def train_research_classifier(
         "encoder": None if encoder is None else encoder.identity,
         "cutoff": config.cutoff,
         "ngrams": asdict(config.ngrams),
-        "heads": heads,
+        "heads": {head: blend.to_settings() for head, blend in heads.items()},
         "table_precision": table.rules_precision(),
     }
     metrics = {name: found.to_dict() for name, found in scores.items()}
@@ -368,36 +369,26 @@ def _blend(
     experts: Sequence[str],
     table: _Table,
     caution: float,
-) -> dict[str, Any]:
-    """Weights of experts' logits and an offset; their sum's sigmoid is a probability.
+) -> Blend:
+    """The experts' sum.
 
     Fitted on answers of experts that had not seen the source, if there are any, as queries to come
     are of none of these; through the others it would be too sure. Every row counts the same, so
     labels as often as they occur, where the experts' training balanced them.
     """
-    unseen = np.stack([held_out[name][UNSEEN] for name in experts], axis=1)
-    rows = _unseen_rows(unseen.sum(axis=1), table)
-    logits = unseen[rows]
+    unseen = sum(held_out[name][UNSEEN] for name in experts)
+    rows, kind = _unseen_rows(np.asarray(unseen), table), UNSEEN
     if len(np.unique(table.labels[rows])) < 2:
-        rows = np.arange(len(table.labels))
-        logits = np.stack([held_out[name][KNOWN] for name in experts], axis=1)
-    spread = np.maximum(logits.std(axis=0), 1e-6)
+        rows, kind = np.arange(len(table.labels)), KNOWN
     labels = table.labels[rows]
     counts = np.where(labels == 1, 1.0, caution)
-    scaled = [logits / spread]
-    fitted = fit_logistic(scaled, labels, row_weights=counts, penalties=1e-6, classes=2)
-    weights = fitted.weights[0][:, 0] / spread
-    return {
-        "weights": {n: float(w) for n, w in zip(experts, weights, strict=True)},
-        "offset": float(fitted.bias[0]),
-    }
+    return fit_blend({name: held_out[name][kind][rows] for name in experts}, labels, counts)
 
 
 def _chances(
-    held_out: Mapping[str, Mapping[str, np.ndarray]], blend: Mapping[str, Any], kind: str
+    held_out: Mapping[str, Mapping[str, np.ndarray]], blend: Blend, kind: str
 ) -> np.ndarray:
-    total = sum(w * held_out[name][kind] for name, w in blend["weights"].items())
-    return sigmoid(np.asarray(total) + blend["offset"])
+    return blend({name: held_out[name][kind] for name in blend.weights})
 
 
 def _unseen_rows(values: np.ndarray, table: _Table) -> np.ndarray:

@@ -19,7 +19,7 @@ from mlx_companion.slm.backbone import EncoderAdapter, shared_encoder
 from mlx_companion.slm.bert_rows import BertRows, Update, bert_rows
 from mlx_companion.slm.encoder_files import mapped_weights
 from mlx_companion.slm.packs import load_pack, packaged
-from mlx_companion.slm.research_encoder import Tuned, TunedEncoder, published
+from mlx_companion.slm.tuned_encoder import Tuned, TunedEncoder, published
 
 TARGETS = ("attention.query", "attention.key", "attention.value", "attention.output", "output")
 

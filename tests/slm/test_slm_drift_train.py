@@ -18,7 +18,7 @@ from mlx_companion.slm.drift_layouts import LAYOUTS, laid_out
 from mlx_companion.slm.drift_train import DriftTraining, train_drift
 from mlx_companion.slm.drift_train_heads import WRITTEN, HeadTraining, head_rows
 from mlx_companion.slm.drift_train_style import StyleTraining, read_replies, train_style
-from mlx_companion.slm.research_network import NetworkConfig
+from mlx_companion.slm.network import NetworkConfig
 from mlx_companion.slm.written import written
 
 SMALL = DriftTraining(

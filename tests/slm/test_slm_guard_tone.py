@@ -32,7 +32,7 @@ from mlx_companion.slm.guard_tone_train import (
     train_tone,
 )
 from mlx_companion.slm.packs import Pack, load_pack, packaged, save_pack
-from mlx_companion.slm.research_encoder import TuneConfig, Tuned
+from mlx_companion.slm.tuned_encoder import TuneConfig, Tuned
 from mlx_companion.slm.written import written
 
 TUNING = TuneConfig(rank=2, layers=2, epochs=1, batch=64)

@@ -21,14 +21,14 @@ from mlx_companion.errors import ConfigError, DataError, ModelNotFoundError, SLM
 from mlx_companion.models.encoder import load_encoder
 from mlx_companion.slm.backbone import BaseSLMAdapter, EncoderAdapter
 from mlx_companion.slm.linear import LinearHead
+from mlx_companion.slm.network import NetworkConfig
 from mlx_companion.slm.ngrams import NGramConfig, NGrams
 from mlx_companion.slm.packs import WEIGHTS, Pack
 from mlx_companion.slm.research import ResearchClassifier, as_date
-from mlx_companion.slm.research_encoder import TuneConfig, Tuned
-from mlx_companion.slm.research_network import NetworkConfig
 from mlx_companion.slm.research_queries import generate_queries
 from mlx_companion.slm.research_train import ResearchTrainConfig, train_research_classifier
 from mlx_companion.slm.results import ResearchResult
+from mlx_companion.slm.tuned_encoder import TuneConfig, Tuned
 
 LIVE = [
     "who is the mayor of oslo right now",

@@ -14,10 +14,9 @@ from mlx_companion.errors import ConfigError, DataError, Stopped
 from mlx_companion.runtime.stop import StopSwitch
 from mlx_companion.slm import research_sources
 from mlx_companion.slm.backbone import EncoderAdapter, LanguageModelAdapter
+from mlx_companion.slm.network import NetworkConfig
 from mlx_companion.slm.packs import load_pack, packaged
 from mlx_companion.slm.research import ResearchClassifier
-from mlx_companion.slm.research_encoder import TuneConfig
-from mlx_companion.slm.research_network import NetworkConfig
 from mlx_companion.slm.research_queries import Query, generate_queries
 from mlx_companion.slm.research_sources import (
     read_clinc,
@@ -32,6 +31,7 @@ from mlx_companion.slm.research_train import (
     _weights,
     train_research_classifier,
 )
+from mlx_companion.slm.tuned_encoder import TuneConfig
 from recipes import train_research
 
 

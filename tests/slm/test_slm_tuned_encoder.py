@@ -14,7 +14,7 @@ from mlx_companion.errors import ConfigError, SLMError, Stopped
 from mlx_companion.models.encoder import SentenceEncoder, load_encoder
 from mlx_companion.runtime.stop import StopSwitch
 from mlx_companion.slm.backbone import EncoderAdapter
-from mlx_companion.slm.research_encoder import TuneConfig, Tuned, TunedEncoder, tune
+from mlx_companion.slm.tuned_encoder import TuneConfig, Tuned, TunedEncoder, tune
 
 CONFIG = TuneConfig(rank=4, layers=2, rate=2e-3, epochs=20, batch=8)
 WORDS = ["the", "mayor", "red", "tree", "of", "blue", "who", "is"]

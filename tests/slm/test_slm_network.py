@@ -10,7 +10,7 @@ from mlx.optimizers import AdamW
 from mlx_companion.errors import ConfigError, SLMError, Stopped
 from mlx_companion.runtime.stop import StopSwitch
 from mlx_companion.slm.linear import fit_logistic
-from mlx_companion.slm.research_network import (
+from mlx_companion.slm.network import (
     Network,
     NetworkConfig,
     _adamw,
