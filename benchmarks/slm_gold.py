@@ -30,7 +30,7 @@ OPEN_WORDS = frozenset(re.findall(r"\S+", _OPEN))
 # Sets of each kind that were written after the first.
 LATER = {
     "queries": ("second", "third"),
-    "responses": ("second", "third", "fourth", "fifth", "sixth"),
+    "responses": ("second", "third", "fourth", "fifth", "sixth", "seventh"),
     "messages": ("second", "third"),
     "attachment": ("second", "third"),
 }

@@ -31,6 +31,7 @@ AT_LEAST = {
     "responses_fourth": 150,
     "responses_fifth": 200,
     "responses_sixth": 250,
+    "responses_seventh": 250,
     "tone": 250,
     "messages": 220,
     "messages_second": 100,
