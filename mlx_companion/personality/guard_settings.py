@@ -19,6 +19,8 @@ from typing import Literal, get_args
 
 from mlx_companion.errors import ConfigError
 
+# Topics whose terms come with the guard's pack.
+KNOWN_TOPICS = ("coffee",)
 Level = Literal["strict", "moderate", "monitor"]
 
 
@@ -90,15 +92,39 @@ class GuardSettings:
             raise ConfigError("guard.phrases has an empty phrase; remove it")
         if not self.empty_reply.strip():
             raise ConfigError("guard.empty_reply is empty; give a short neutral sentence")
+        for topic, one in self.topics.items():
+            if not one.terms and topic not in KNOWN_TOPICS:
+                raise ConfigError(
+                    f"guard.topics.{topic} has no terms, and the guard knows none for it; give "
+                    f"terms, or one of {', '.join(KNOWN_TOPICS)}"
+                )
+            if not all(term.strip() for term in one.terms):
+                raise ConfigError(f"guard.topics.{topic} has an empty term; remove it")
         self._refuse_circles()
 
     def _refuse_circles(self) -> None:
-        """What replaces a phrase may hold nothing prohibited: it would be replaced for ever."""
+        """What is said instead may hold nothing prohibited: it would be replaced for ever."""
+        instead = [
+            (f"guard.phrases replaces '{phrase}' by", words)
+            for phrase, words in self.phrases.items()
+        ]
+        instead += [
+            (f"guard.topics.{topic}.substitute is", one.substitute)
+            for topic, one in self.topics.items()
+            if one.substitute
+        ]
+        instead.append(("guard.empty_reply is", self.empty_reply))
         prohibited = [*self.phrases, *(term for t in self.topics.values() for term in t.terms)]
-        for phrase, words in self.phrases.items():
+        prohibited += [topic for topic in self.topics if topic in KNOWN_TOPICS]
+        for where, words in instead:
             for term in prohibited:
-                if re.search(rf"(?<!\w){re.escape(term.strip())}(?!\w)", words, re.IGNORECASE):
+                if re.search(rf"(?<!\w){re.escape(term.strip())}s?(?!\w)", words, re.IGNORECASE):
                     raise ConfigError(
-                        f"guard.phrases replaces '{phrase}' by '{words}', which holds the "
-                        f"prohibited '{term}'; say it without"
+                        f"{where} '{words}', which holds the prohibited '{term}'; say it without"
                     )
+        limit = self.max_exclamations
+        if limit is not None and self.empty_reply.count("!") > limit:
+            raise ConfigError(
+                f"guard.empty_reply is '{self.empty_reply}', with more exclamation marks than "
+                f"max_exclamations ({limit}); say it with fewer"
+            )

@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mlx_companion.errors import DataError
+from mlx_companion.errors import ConfigError, DataError
 from mlx_companion.personality.guard_settings import GuardSettings, Level
 from mlx_companion.personality.profile import Profile, load_profile
 from mlx_companion.slm.guard_detect import Detector
@@ -77,6 +77,7 @@ class PersonalityGuard(SLMModule[GuardResult]):
         tone = ToneHead.of_pack(pack, use_encoder=use_encoder)
         self._reading = tone.reading if tone is not None else None
         self._detector = Detector(self.settings, self._rules, tone, DirectionHead.of_pack(pack))
+        self._check_empty_reply()
 
     @property
     def degraded(self) -> str | None:
@@ -106,7 +107,8 @@ class PersonalityGuard(SLMModule[GuardResult]):
         return self._examine(_read(item, 1), detector, None)
 
     def _examine(self, draft: Draft, detector: Detector, rewriter: Rewriter | None) -> GuardResult:
-        enumerable, tonal = detector.enumerable(draft), detector.tonal(draft)
+        enumerable = detector.enumerable(draft)
+        tonal = detector.tonal(draft, enumerable)
         found = [*enumerable, *tonal]
         revision = Revision(draft.text)
         careful = True
@@ -126,6 +128,17 @@ class PersonalityGuard(SLMModule[GuardResult]):
             [_span(draft, one) for one in sorted(found, key=lambda one: (one.start, one.end))],
         )
 
+    def _check_empty_reply(self) -> None:
+        """What is said when nothing is left must keep the rules itself."""
+        said = self.settings.empty_reply
+        draft = Draft(said)
+        broken = _names([*self._detector.enumerable(draft), *self._detector.tonal(draft)])
+        if broken:
+            raise ConfigError(
+                f"guard.empty_reply is '{said}', which breaks {', '.join(broken)} itself; give a "
+                "short neutral sentence"
+            )
+
     def _mend(
         self, revision: Revision, draft: Draft, detector: Detector, found: list[Finding]
     ) -> bool:
@@ -144,7 +157,7 @@ class PersonalityGuard(SLMModule[GuardResult]):
     def _fill(self, revision: Revision, draft: Draft) -> None:
         """Say something neutral when nothing is left of a reply."""
         left = any(character.isalnum() for character in revision.text)
-        if revision.changes and not left and any(map(str.isalpha, draft.text)):
+        if not left and revision.changes and any(map(str.isalpha, draft.text)):
             last = revision.changes[-1]["violation"]
             revision.replace_all(self.settings.empty_reply, last)
 

@@ -1,4 +1,4 @@
-"""Asterisk actions: `*smiles*`, `_sips tea_`, `(winks)`, and not emphasis, bold, lists or sums.
+"""Asterisk actions: `*smiles*`, `(winks)`, and not emphasis, bold, lists, sums or `_grins_`.
 
 What stands between the marks decides together with where it stands. "The function *returns* early"
 is emphasis: the sentence goes through it. "*sighs* That is a long story." is an action: the
@@ -315,7 +315,7 @@ def _expressive(rules: GuardRules, stage: Stage, piece: Piece) -> bool:
     if form == "base":
         emote = stage.small or (len(mark) == 1 and not place.listed)
         single = count == 1 and (whole or opens)
-        phrase = whole and stage.small and mark in ("*", "_") and not place.listed
+        phrase = whole and stage.small and mark == "*" and not place.listed
         return (emote and (single or phrase)) or (first_person and whole)
     cough = head[0] in ("cough", "ahem", "coughing")
     return cough or (

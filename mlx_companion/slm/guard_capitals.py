@@ -10,9 +10,11 @@ in a warning or an instruction ("do NOT unplug it") only beside a shout. Half a 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from itertools import pairwise
 
 from mlx_companion.personality.lexicon import is_word, ordinary_case
+from mlx_companion.slm.guard_actions import ASTERISK_ACTION
 from mlx_companion.slm.guard_labels import named_here
 from mlx_companion.slm.guard_shouts import role_of
 from mlx_companion.slm.guard_text import Draft, Finding, GuardRules, begins_sentence
@@ -20,7 +22,7 @@ from mlx_companion.slm.guard_wordforms import STRETCHED, TOKEN, Token, plain_wor
 
 CAPS_ENTHUSIASM = "caps_enthusiasm"
 # A direction of two words or more that opens a sentence is removed, and what follows opens it.
-_AFTER_DIRECTION = re.compile(r"(?:^|[.!?\n]\s*)(\*{1,3}|_)(?![\s*_])[^*_\n]+\s[^*_\n]+\1\s*\Z")
+_AFTER_DIRECTION = re.compile(r"(?:^|[.!?\n]\s*)(\*{1,3})(?![\s*])[^*\n]+\s[^*\n]+\1\s*\Z")
 
 
 def find_capitals(draft: Draft, rules: GuardRules) -> list[Finding]:
@@ -45,6 +47,27 @@ def find_capitals(draft: Draft, rules: GuardRules) -> list[Finding]:
         for one in tokens
         if one.role == "shout" and len(one.word) > 1
     ]
+
+
+def opened(draft: Draft, capitals: list[Finding], found: Sequence[Finding]) -> list[Finding]:
+    """Shouts with a capital where the sentence begins once what stands before them has gone.
+
+    Args:
+        draft: the reply.
+        capitals: from `find_capitals`.
+        found: what else was found; stage directions go.
+    """
+    gone = {one.end: one.start for one in found if one.violation == ASTERISK_ACTION}
+    result = []
+    for one in capitals:
+        left = draft.text[max(0, one.start - 12) : one.start]
+        end = one.start - len(left) + len(left.rstrip(" \t.,;:!\"'\u201c(_"))
+        if end in gone and begins_sentence(draft, gone[end]):
+            after = str(one.detail["after"])
+            after = after[:1].upper() + after[1:]
+            one = Finding(one.violation, one.start, one.end, {**one.detail, "after": after})
+        result.append(one)
+    return result
 
 
 def _calm(draft: Draft, token: Token) -> str:

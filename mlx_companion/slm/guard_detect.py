@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from mlx_companion.personality.guard_settings import GuardSettings
-from mlx_companion.slm.guard_actions import find_actions
-from mlx_companion.slm.guard_capitals import find_capitals
+from mlx_companion.slm.guard_actions import ASTERISK_ACTION, find_actions
+from mlx_companion.slm.guard_capitals import find_capitals, opened
 from mlx_companion.slm.guard_directions import DirectionHead
 from mlx_companion.slm.guard_filler import find_filler
 from mlx_companion.slm.guard_marks import find_emoji, find_exclamations
@@ -53,13 +55,21 @@ class Detector:
         if settings.max_name_uses is not None:
             found += find_name_overuse(draft, rules, settings.max_name_uses)
         if settings.no_excited_capitals:
-            found += find_capitals(draft, rules)
+            found += opened(draft, find_capitals(draft, rules), found)
         if settings.max_exclamations is not None:
             found += find_exclamations(draft, rules, settings.max_exclamations)
         if settings.max_emoji is not None:
             found += find_emoji(draft, settings.max_emoji)
         return found
 
-    def tonal(self, draft: Draft) -> list[Finding]:
-        """Findings of tone: sentences that cheer."""
-        return find_tone(draft, self.tone) if self.settings.no_cheerleading else []
+    def tonal(self, draft: Draft, found: Sequence[Finding] = ()) -> list[Finding]:
+        """Findings of tone: sentences that cheer.
+
+        Args:
+            draft: the reply.
+            found: what `enumerable` found; actions are not said and have no tone.
+        """
+        if not self.settings.no_cheerleading:
+            return []
+        actions = [(one.start, one.end) for one in found if one.violation == ASTERISK_ACTION]
+        return find_tone(draft, self.tone, actions)

@@ -296,7 +296,7 @@ class _Maker:
         return self.rng.choices(list(frames), list(frames.values()))[0]
 
     def _mark(self, content: str, weights: Sequence[float]) -> str:
-        pairs = (("*", "*"), ("**", "**"), ("***", "***"), ("_", "_"), ("(", ")"), ("[", "]"))
+        pairs = (("*", "*"), ("**", "**"), ("***", "***"), ("*", "*"), ("(", ")"), ("[", "]"))
         opening, closing = self.rng.choices(pairs, weights)[0]
         return f"{opening}{content}{closing}"
 

@@ -176,7 +176,7 @@ def _of_words(words: list[str], kinds: list[str]) -> Iterator[str]:
         yield "repeats"
 
 
-_MARKS = {"*": "one", "**": "two", "***": "three", "_": "under", "__": "dunder", "(": "round"}
+_MARKS = {"*": "one", "**": "two", "***": "three", "(": "round"}
 _MARKS |= {"[": "square", "\\*": "one", "~": "wave", "* ": "apart"}
 _TESTS = {
     "narrates": lambda stage: stage.narrates(),

@@ -11,9 +11,11 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from mlx_companion.personality.emoji import EMOJI
 from mlx_companion.personality.lexicon import is_word
 from mlx_companion.personality.markup import PROTECTED
 from mlx_companion.slm.guard_actions import ASTERISK_ACTION
+from mlx_companion.slm.guard_apart import distinct
 from mlx_companion.slm.guard_capitals import CAPS_ENTHUSIASM
 from mlx_companion.slm.guard_marks import EMOJI_OVERUSE, EXCLAMATION_OVERUSE
 from mlx_companion.slm.guard_names import NAME_OVERUSE
@@ -148,12 +150,18 @@ def _soften_mark(draft: Draft, finding: Finding) -> Edit:
     return Edit(start, at + 1, "," if goes_on else full, finding.violation, "replaced")
 
 
+_EMOJI_ROW = re.compile(rf"(?:[ \t]*{EMOJI.pattern})*")
+
+
 def _remove_emoji(draft: Draft, finding: Finding) -> Edit:
     text, start = draft.text, finding.start
-    after = text[finding.end : finding.end + 1]
+    # All emoji behind one that goes are over the limit as well.
+    row = _EMOJI_ROW.match(text, finding.end)
+    behind = row.end() if row else finding.end
+    after = text[behind : behind + 1]
     if text[start - 1 : start] == " " and (not after.strip() or after in ".,;:!?)"):
         start -= 1
-    elif after == " " and (not start or text[start - 1] in " \n"):
+    elif text[finding.end : finding.end + 1] == " " and (not start or text[start - 1] in " \n"):
         return Edit(start, finding.end + 1, "", finding.violation, "removed")
     return Edit(start, finding.end, "", finding.violation, "removed")
 
@@ -164,6 +172,8 @@ def _replace_term(draft: Draft, finding: Finding) -> Edit:
     if not after:
         return _leave_out(draft, finding)
     start, end, text = finding.start, finding.end, draft.text
+    if "joined" in finding.detail:
+        return Edit(finding.detail["joined"], end, "", finding.violation, "removed")
     doubled = _doubled(draft, finding, after)
     if doubled is not None:
         return doubled
@@ -173,6 +183,8 @@ def _replace_term(draft: Draft, finding: Finding) -> Edit:
     if after.lower().startswith("the ") and _DETERMINER.search(left):
         after = after[4:]
     article = _ARTICLE.search(left)
+    if finding.detail.get("nth", 1) > 1:
+        return _another(finding, article, after, _DETERMINER.search(left) is not None)
     if article:
         right_form = "an" if _VOWEL_SOUND.match(after) else "a"
         right_form = right_form.capitalize() if article[1][0].isupper() else right_form
@@ -180,6 +192,20 @@ def _replace_term(draft: Draft, finding: Finding) -> Edit:
             start -= len(article[0])
             after = f"{right_form}{article[2]}{after}"
     return Edit(start, end, after, finding.violation, "replaced")
+
+
+def _another(finding: Finding, article: re.Match[str] | None, after: str, determined: bool) -> Edit:
+    """ "another tea" in place of "a latte", where an espresso is tea already."""
+    big = article[1][0].isupper() if article else after[0].isupper()
+    said = distinct(
+        after[0].lower() + after[1:],
+        finding.detail["nth"],
+        article=article is not None,
+        determined=determined and article is None,
+    )
+    said = said[0].upper() + said[1:] if big else said
+    start = finding.start - (len(article[0]) if article else 0)
+    return Edit(start, finding.end, said, finding.violation, "replaced")
 
 
 def _doubled(draft: Draft, finding: Finding, after: str) -> Edit | None:

@@ -150,6 +150,29 @@ def said_here(draft: Draft, start: int) -> bool:
     )
 
 
+# "The one after it, STOP, is the only octagon": another name of what was just spoken of.
+_ONE_OF_THEM = re.compile(
+    r"\b(?:[Tt]he|[Tt]his|[Tt]hat|[Aa]n?) (?:[\w-]+ ){1,5}?[\w-]+, (?:[A-Z]+ ){0,3}$"
+)
+_IS_ONE = re.compile(r"(?: [A-Z]+){0,3}, (?:is|are|was|were|has|means|comes|stands|hangs|tells)\b")
+_SIGNS = re.compile(
+    r"\b(?:signs?|labels?|stickers?|buttons?|keys?|lights?|lamps?|switch(?:es)?|settings?|banners?|"
+    r"posters?|notices?|plates?|signals?|markings?|gears?|keywords?|commands?)\b",
+    re.IGNORECASE,
+)
+
+
+def stands_for_sign(draft: Draft, start: int, end: int) -> bool:
+    """Tell whether a word in apposition names a sign: "the next one, STOP, is red"."""
+    first, last = draft.sentence(start)
+    left = draft.own[max(first, start - 100) : start]
+    if _IS_ONE.match(draft.own[end : min(last, end + 60)]) is None:
+        return False
+    return _ONE_OF_THEM.search(left) is not None and draft.holds_near(
+        _SIGNS, start - _BEFORE, start
+    )
+
+
 _SAYS = re.compile(
     r"\b(?:says?|said|reads?|warns?|shows?|states)(?: (?:to|in [a-z]+(?: [a-z]+)?))?\b"
 )

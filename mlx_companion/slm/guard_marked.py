@@ -1,4 +1,4 @@
-"""Pieces between marks, `*so*`, `_so_`, `(so)`, and where in its sentence each of them stands.
+"""Pieces between marks, `*so*`, `(so)`, `~so~`, and where in its sentence each of them stands.
 
 What a piece is shows first in its place: emphasis belongs to a sentence, and an action stands
 beside it. `pieces` finds them; `guard_actions` and `guard_directions` judge them::
@@ -18,7 +18,6 @@ from mlx_companion.slm.guard_text import NOT_OWN, Draft
 
 _MARKED = re.compile(
     r"(?<![*\\])(\*{1,3})(?![\s*])([^*\n]{1,400})(?<![\s\\])\1(?!\*)"
-    r"|(?<![\w\\])(_{1,2})(?![\s_])([^_\n]{1,400})(?<!\s)\3(?!\w)"
     r"|(?<![\w~])(~)(?![\s~])([^~\n]{1,80})(?<!\s)~(?![\w~])"
     r"|(?<![\w*\\])(\* )(?=[a-z])([^*\n]{3,60}) \*(?![\w*])"
     r"|(?<![\w\]])([(\[])([^()\[\]\n]{2,90})[)\]](?!\()"
@@ -26,7 +25,7 @@ _MARKED = re.compile(
     # "*leans **very** close*"
     r"|(?<![\w*\\])(\*)(?![\s*])([^*\n]{0,200}\*\*[^*\n]{1,200}\*\*[^*\n]{0,200})(?<!\s)\*(?!\*)"
 )
-_KINDS = range(1, 14, 2)
+_KINDS = range(1, 12, 2)
 _WORD = re.compile(r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*")
 _CLOSES = '.!?,;:\u2026\u2014\u2013"\u201d)]*~-'
 _HEARD = (
@@ -91,7 +90,7 @@ def words_of(content: str) -> list[str]:
 def pieces(draft: Draft) -> Iterator[Piece]:
     """Every marked piece of the companion's own prose, in order."""
     at, text = 0, draft.text
-    if not any(mark in text for mark in "*_~(["):
+    if not any(mark in text for mark in "*~(["):
         return
     while found := _MARKED.search(text, at):
         mark = next(found[index] for index in _KINDS if found[index])
@@ -99,7 +98,11 @@ def pieces(draft: Draft) -> Iterator[Piece]:
         blocked = draft.markup.touches(found.start(), found.start() + 1, NOT_OWN)
         inner = content.lstrip(".\u2026 ")
         if not blocked and inner and inner[0] not in ",;":
-            yield Piece(draft, found.start(), found.end(), mark.lstrip("\\"), inner)
+            start, end = found.span()
+            if text[start - 1 : start] == text[end : end + 1] == "_":
+                # "_**waves**_": the emphasis around it goes with it.
+                start, end = start - 1, end + 1
+            yield Piece(draft, start, end, mark.lstrip("\\"), inner)
         # A star that opens nothing may be the end of nothing, too: go on right after it, so that
         # an odd star in front does not turn the following pairs inside out.
         skip = found.end() if content[0].isalpha() else found.start() + len(mark)

@@ -12,6 +12,7 @@ A sense is told by what stands beside the term and by the words of its sentence.
 from __future__ import annotations
 
 import re
+from itertools import takewhile
 
 from mlx_companion.personality.lexicon import is_word
 from mlx_companion.slm.guard_stage import verb_form
@@ -19,6 +20,8 @@ from mlx_companion.slm.guard_text import Draft, TopicRule, begins_sentence
 
 _WORDS = re.compile(r"[a-z\u00df-\u00ff]+(?:['\u2019-][a-z]+)*")
 _NEAR = 200
+# So far above a table is looked for its head, in characters.
+_TABLE = 4000
 # "A latte and a roll, please" is served; "a latte wall" is painted.
 _SERVED = re.compile(r"\b(?:a|an|another|my|your) $", re.IGNORECASE)
 _NO_NOUN = re.compile(
@@ -41,6 +44,13 @@ _DRUNK = re.compile(
 # "Latte is a template engine", "Latte, the spaniel, is twelve", "Latte the dog".
 _CALLED = re.compile(r",? (?:the|our|my|your) [a-z]+|,? an? [a-z]+ing [a-z]+")
 _VERSION = re.compile(r"(?:['\u2019]s)?\s(?:v?\d|EE\b|SE\b|LTS\b)")
+# "3. **8:15** Coffee", "Monday: Latte with Ann", "08:15 \u2013 Espresso": an entry begins after its head.
+_ENTRY_HEAD = re.compile(
+    r"[\s>]*(?:(?:[-*+\u2022]|\d{1,3}[.)])\s+)?(?:\[[ xX]?\]\s+)?"
+    r"(?:(?P<bold>\*{1,3}|_{1,2})[^*_\n]{1,40}(?P=bold)[:.,]?\s*(?:[-\u2013\u2014]\s+)?"
+    r"|\d{1,2}(?:[:.]\d\d)?(?:\s?[ap]\.?m\.?)?(?:\s?[-\u2013]\s?\d{1,2}(?:[:.]\d\d)?)?,?\s+"
+    r"|[^\n,;.!?*_]{1,40}(?::|\s[-\u2013\u2014])\s+)[*_]*"
+)
 _HOUSES = frozenset(["café", "cafe", "cafés", "cafes"])
 
 
@@ -57,10 +67,12 @@ def is_name_here(draft: Draft, start: int, end: int) -> bool:
         return False
     before = text[max(0, start - 30) : start]
     if word.lower() in _HOUSES:
-        # "Ballad of the Sad Café" is a title, "Café Central" is where one sits.
+        # "Ballad of the Sad Café", "Café Central": names stay as they are.
+        if re.match(r" [A-Z\u00c0-\u00de][a-z\u00df-\u00ff]+", text[end : end + 20]):
+            return True
         row = re.search(r"[A-Z]\w*(?:['\u2019]s)? $", before)
         return row is not None and not begins_sentence(draft, start - len(row[0]))
-    if begins_sentence(draft, start):
+    if begins_sentence(draft, start) or _opens_entry(draft, start):
         # "Mocha Mousse", "Java Sea": another capital right behind it, though not "Coffee Shop".
         following = re.match(r"\s([A-Z][a-z]+)", text[end : end + 30])
         another = following is not None and not is_word(following[1])
@@ -68,17 +80,48 @@ def is_name_here(draft: Draft, start: int, end: int) -> bool:
     return _in_row(draft, start) is False
 
 
+def _opens_entry(draft: Draft, start: int) -> bool:
+    """Tell whether what opens an entry of a list or a day stands right before."""
+    line = draft.line(start)[0]
+    left = draft.text[line:start]
+    return start - line < 80 and _ENTRY_HEAD.fullmatch(left) is not None
+
+
+_ROW = re.compile(r"(?:[A-Z][\w'\u2019&-]* ){1,4}$")
+# "an Iced Coffee" is one of many, "at Blue Bottle Coffee" is the only one.
+_ONE_OF_MANY = re.compile(
+    r"\b(?:an?|your|my|some|another|one|two|any|no|with|of)\W+$", re.IGNORECASE
+)
+_SPOKEN = re.compile(r"\b[a-z]{4,}\b")
+_TOWNY = frozenset(["coffee", "espresso"])
+
+
 def _in_row(draft: Draft, start: int) -> bool:
     """In a row of capitals ("Best Coffee In Town") capitals tell nothing."""
     row = re.search(r"([A-Z][a-z]+)\s$", draft.text[max(0, start - 30) : start])
-    return row is not None and is_word(row[1])
+    return row is not None and is_word(row[1]) and not _names_place(draft, start)
+
+
+def _names_place(draft: Draft, start: int) -> bool:
+    """ "at Blue Bottle Coffee on Mint Plaza": a name in a sentence of small letters."""
+    text = draft.text
+    row = _ROW.search(text, max(0, start - 80), start)
+    first, last = draft.sentence(start)
+    near = text[max(first, start - _NEAR) : min(last, start + _NEAR)]
+    if row is None or not _SPOKEN.search(near):
+        return False
+    if begins_sentence(draft, row.start()):
+        term = re.match(r"\w+", text[start : start + 20])
+        return term is not None and term[0].lower() in _TOWNY and row[0].count(" ") > 1
+    return not _ONE_OF_MANY.search(text, max(0, row.start() - 12), row.start())
 
 
 def _named_elsewhere(draft: Draft, word: str) -> bool:
     """A name within a sentence is one at the head of the next: "your cat Mocha. Mocha ate it."."""
     for found in re.finditer(rf"\b{re.escape(word)}\b", draft.own):
         at = found.start()
-        if not begins_sentence(draft, at) and not _in_row(draft, at):
+        opens = begins_sentence(draft, at) or _opens_entry(draft, at)
+        if not opens and not _in_row(draft, at):
             return not draft.markup.inside(at, ("heading", "table"))
     return False
 
@@ -121,8 +164,27 @@ def _keeps_company(
     served = _SERVED.search(draft.text, max(0, start - 12), start) is not None
     served = served and _NO_NOUN.match(draft.text, start + len(term)) is not None
     beside = bool(rule.beside.intersection(draft.words_before(start, 2)))
+    if draft.markup.inside(start, "table") and words_of_column(draft, start) & rule.company:
+        return True
     friends = bool(words & rule.company) or served or beside
     return friends and not inside and not words & rule.strangers
+
+
+def words_of_column(draft: Draft, start: int) -> set[str]:
+    """The words at the head of a table's column where all of a cell begins at `start`.
+
+    Its row alone does not tell what a cell is: "| americano | 120 mg |" below "| Drink | Caffeine |".
+    """
+    first, last = draft.line(start)
+    row = draft.text[first:last]
+    column = row.count("|", 0, start - first)
+    cell = row[: start - first].rpartition("|")[2]
+    if cell.strip(" *_"):
+        return set()
+    above = draft.text[max(0, first - _TABLE) : first].split("\n")[:-1]
+    table = list(takewhile(lambda line: "|" in line, reversed(above)))
+    heads = table[-1].split("|") if table else []
+    return set(_WORDS.findall(heads[column].lower())) if column < len(heads) else set()
 
 
 def _stands_alone(draft: Draft, end: int) -> bool:

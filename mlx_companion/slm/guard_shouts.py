@@ -17,6 +17,7 @@ from mlx_companion.slm.guard_labels import (
     named_here,
     said_here,
     set_here,
+    stands_for_sign,
     steers,
     used_keyword,
 )
@@ -34,7 +35,7 @@ from mlx_companion.slm.guard_wordforms import (
     plain_word,
     stretched,
 )
-from mlx_companion.slm.guard_written import also_called, entered, is_doer
+from mlx_companion.slm.guard_written import also_called, copied, entered, is_doer
 
 _ROMAN = re.compile(r"M{0,3}(?:CM|CD|D?C{0,3})(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3})")
 _EXCITED = """
@@ -68,7 +69,8 @@ def role_of(draft: Draft, rules: GuardRules, token: Token) -> str:
         return "none" if draft.holds_near(_STRESS, token.start - 150, token.end + 150) else "shout"
     if attached(draft, token) or word in lists["legal"] or _of_contract(draft, token):
         return "none"
-    if said_here(draft, token.start) or entered(draft, token.start, token.end):
+    inscribed = said_here(draft, token.start) or stands_for_sign(draft, token.start, token.end)
+    if inscribed or entered(draft, token.start, token.end) or copied(draft, token.start):
         token.fixed = True
         return "named"
     if STRETCHED.search(word):
@@ -230,7 +232,8 @@ def _only_a_word(draft: Draft, rules: GuardRules, token: Token) -> bool:
         return draft.words_before(token.start, 2)[0] in _SHARES
     if token.word in ("it", "in", "on", "me", "us", "who"):
         ends = bool(after) and after in "!"
-        return ends and before in rules.capitals["doing"]
+        # "Guess who won. ME!" is all of its sentence.
+        return ends and (before in rules.capitals["doing"] or begins_sentence(draft, token.start))
     if token.word not in rules.capitals["plain"]:
         return False
     ends = not after or after in ".!,?\u2026"
@@ -290,6 +293,9 @@ def _on_screen(draft: Draft, rules: GuardRules, token: Token) -> bool:
         return bool(near & _NAMING) or (token.word not in _ADVERBS and _stated(draft, token))
     ends = draft.text[token.end : token.end + 1] in (".", "!", "?", "\u2026")
     after = [] if ends else draft.words_after(token.end, 1)
+    if draft.text[token.end : token.end + 1] == "!" and begins_sentence(draft, token.start):
+        # "... level 40! ME!": what the sentence before ends with names nothing here.
+        before = []
     never = token.word in rules.capitals["gushing"] or token.word in rules.capitals["unnamed"]
     if never or token.word.endswith(("ly", "'re", "'m", "'ve")):
         return False

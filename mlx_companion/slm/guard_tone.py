@@ -10,6 +10,7 @@ Cheering of others (quotations, code) is none.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -102,6 +103,9 @@ _GUSHING = re.compile(
             r"\b(?:you're|you are) (?:absolutely|so|totally|completely) right\b(?=.{0,3}!)",
             r"\byou(?:'re| are) (?:so|such an?|truly|incredibly) (?:smart|clever|wise|talented|"
             r"gifted|insightful|thoughtful|creative|brave|strong|kind)\b(?!er)",
+            r"\byou(?:'re| are) (?:(?:simply|honestly|truly|hands down) )?the (?:very )?"
+            r"(?:greatest|finest|best|most \w+) (?:[\w-]+ ){1,2}"
+            r"(?:alive|ever|on (?:earth|the planet)|in the (?:world|universe)|of all time)\b",
             r"\byou should be (?:so |very |really |incredibly |super )+proud\b",
             r"\byour (?:\w+ ){1,3}(?:is|are) (?:so |truly |absolutely |just |simply |really )+"
             r"(?:amazing|inspiring|incredible|contagious|remarkable|awesome|wonderful|beautiful|"
@@ -205,14 +209,17 @@ def gushes(sentence: str) -> bool:
     return _GUSHING.search(sentence) is not None
 
 
-def find_tone(draft: Draft, head: ToneHead | None) -> list[Finding]:
+def find_tone(
+    draft: Draft, head: ToneHead | None, unsaid: Sequence[tuple[int, int]] = ()
+) -> list[Finding]:
     """Every sentence that cheers.
 
     Args:
         draft: the reply.
         head: the trained head; None for patterns alone.
+        unsaid: spans that have no tone, such as stage directions.
     """
-    own = own_sentences(draft)
+    own = own_sentences(draft, unsaid)
     texts = [said for _, said in own]
     chances, cheers = _chances(texts, head)
     found = []
@@ -225,10 +232,23 @@ def find_tone(draft: Draft, head: ToneHead | None) -> list[Finding]:
     return found
 
 
-def own_sentences(draft: Draft) -> list[tuple[tuple[int, int], str]]:
+def own_sentences(
+    draft: Draft, unsaid: Sequence[tuple[int, int]] = ()
+) -> list[tuple[tuple[int, int], str]]:
     """Spans of the sentences that are the companion's own, each as `tone_text` gives it."""
     spans = [span for span in draft.sentences() if _judged(draft, span)]
-    return [(span, tone_text(draft.own[span[0] : span[1]])) for span in spans]
+    said = _without(draft.own, unsaid)
+    return [(span, tone_text(said[span[0] : span[1]])) for span in spans]
+
+
+def _without(text: str, spans: Sequence[tuple[int, int]]) -> str:
+    """The text with spaces in place of `spans`; offsets stay."""
+    pieces, last = [], 0
+    for start, end in sorted(spans):
+        if start >= last:
+            pieces += [text[last:start], " " * (end - start)]
+            last = end
+    return "".join([*pieces, text[last:]])
 
 
 def _chances(texts: list[str], head: ToneHead | None) -> tuple[np.ndarray, np.ndarray]:

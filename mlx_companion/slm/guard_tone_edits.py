@@ -56,6 +56,10 @@ _TONED_DOWN: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     )
 )
 
+_DECENT_TWICE = re.compile(
+    r"\b(decent)(?:(?:,| and|, and|,? yet| or) (?:an? )?decent\b)+", re.IGNORECASE
+)
+
 
 def mend_tone(
     revision: Revision, draft: Draft, detector: Detector, rewriter: Callable[[str], str] | None
@@ -166,7 +170,8 @@ def _toned_down(sentence: str) -> str:
         calm = pattern.sub(after, calm)
     if calm == sentence:
         return sentence
-    calm = calm.replace("!", ".").strip()
+    # Two words of praise for one thing have become the same.
+    calm = _DECENT_TWICE.sub(r"\1", calm.replace("!", ".")).strip()
     return calm[:1].upper() + calm[1:]
 
 

@@ -14,6 +14,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from mlx_companion.personality.guard_settings import TopicSettings
+from mlx_companion.slm.guard_apart import tell_apart
 from mlx_companion.slm.guard_senses import is_meant, is_name_here
 from mlx_companion.slm.guard_text import Draft, Finding, GuardRules, TopicRule
 
@@ -66,6 +67,7 @@ def find_topic(draft: Draft, topic: str, rule: TopicRule) -> list[Finding]:
             continue
         detail = {"after": rule.terms.get(term, ""), "term": term}
         found.append(Finding(topic_violation(topic), start, end, detail))
+    tell_apart(draft, topic, found)
     return found
 
 

@@ -27,6 +27,7 @@ _HAZARDS = re.compile(
     r"edible|drinkable|waterproof|harm\w*|eat|swallow|inhale|seed phrase|private key|wire money)\b",
     re.IGNORECASE,
 )
+_EXCEPTION = re.compile(r"\b(?:unless|except|excepting|barring|short of)\b")
 _BIDS = re.compile(r"(?:^|[.!?:;,*\n(-] ?|\b(?:and|then|but|so|please) )[Dd]o $")
 _MODALS = re.compile(r"\b(?:MUST|SHOULD|SHALL|MAY|REQUIRED|OPTIONAL)\b")
 _MODAL_WORDS = frozenset(["must", "should", "may", "not"])
@@ -63,7 +64,7 @@ def instructs(draft: Draft, start: int, end: int, word: str) -> bool:
     if word not in _WARNING:
         return False
     before = draft.words_before(start, 2)
-    deadly = draft.holds_near(_DEADLY, *near)
+    deadly = draft.holds_near(_DEADLY, *near) and not _excepted(draft, before, end, near)
     if word in ("not", "do") and (before[-1:] or ["."])[0] not in _FORBIDS:
         return word == "do" and begins_sentence(draft, start)
     if deadly and (word != "not" or before[-1] != "is" or not before[0].startswith("it")):
@@ -71,11 +72,21 @@ def instructs(draft: Draft, start: int, end: int, word: str) -> bool:
     prohibits = word in _PROHIBITS and before[:1] not in _SUBJECTS
     if not prohibits:
         return False
+    if _excepted(draft, before, end, near):
+        return False
     if draft.holds_near(_HAZARDS, *near) or draft.holds_near(_DEADLY, start - 200, end + 200):
         return True
     following = (draft.words_after(end, 1) or [""])[0]
     bids = _BIDS.search(draft.own, max(0, start - 12), start) is not None
     return word == "not" and bids and following not in _SOCIAL
+
+
+def _excepted(draft: Draft, before: list[str], end: int, near: tuple[int, int]) -> bool:
+    """ "He CANNOT come in unless it is on fire": a right of somebody's, the danger an exception."""
+    if before[-1:] not in (["he"], ["she"], ["they"], ["i"], ["we"]):
+        return False
+    exception = _EXCEPTION.search(draft.prose, end, near[1])
+    return exception is not None and not draft.holds_near(_DEADLY, near[0], exception.start())
 
 
 def _speaks_rfc(draft: Draft, start: int, end: int) -> bool:

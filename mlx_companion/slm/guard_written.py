@@ -91,6 +91,28 @@ def entered(draft: Draft, start: int, end: int) -> bool:
     return _ON_THING.match(right) is not None and _WITH.search(left) is not None
 
 
+# "Copy this onto the box:", and the lines that follow.
+_TO_COPY = re.compile(
+    r"\b(?:copy|cop(?:ies|ied)|prints?|printed|writes?|written|paint(?:s|ed)?|pastes?|sticks?|stencil\w*|"
+    r"puts?|letter(?:s|ing)|label\w*|signs?|says?|reads?|texts?|wording|words|notices?|posters?|banners?|"
+    r"plates?|engrav\w+|stamps?|stickers?|headlines?|captions?|inscriptions?)\b[^\n]*:[*_ ]*\Z",
+    re.IGNORECASE,
+)
+_MOST_LINES = 12
+
+
+def copied(draft: Draft, start: int) -> bool:
+    """Tell whether the line is one of those in capitals that a sentence gives to be copied."""
+    first, last = draft.line(start)
+    if last - first > 80 or not draft.text[first:last].isupper():
+        return False
+    above = draft.text[max(0, first - 1000) : first].split("\n")[:-1]
+    for line in reversed(above[-_MOST_LINES:]):
+        if line.strip() and not line.isupper():
+            return _TO_COPY.search(line) is not None
+    return False
+
+
 def also_called(draft: Draft, start: int, end: int) -> bool:
     """Tell whether the word is given as another name: "the Big Five, or OCEAN, ..."."""
     closes = draft.text[end : end + 1] in (",", ".", ")", ";", "")

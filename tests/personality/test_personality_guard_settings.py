@@ -47,6 +47,16 @@ def test_a_section_of_ones_own(tmp_path: Path) -> None:
         ("guard.topics", {"tea": {"term": ["x"]}}, "terms"),
         ("guard.phrases", {" ": "x"}, "empty phrase"),
         ("guard.empty_reply", " ", "empty_reply"),
+        ("guard.empty_reply", "Coffee.", "empty_reply"),
+        ("guard.empty_reply", "Well!!", "exclamation"),
+        ("guard.topics", {"golf": {}}, "golf has no terms"),
+        ("guard.topics", {"golf": {"terms": [" "]}}, "empty term"),
+        (
+            "guard.topics",
+            {"drink": {"terms": ["wine", "beer"], "substitute": "beer"}},
+            "prohibited",
+        ),
+        ("guard.topics", {"drink": {"terms": ["wine"], "substitute": "two Wines"}}, "prohibited"),
     ],
 )
 def test_bad_sections(key: str, value: object, said: str) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from patience import not_hanging
 
-from mlx_companion.errors import DataError, SLMError
+from mlx_companion.errors import ConfigError, DataError, SLMError
 from mlx_companion.personality import GuardSettings, Profile, TopicSettings, scan
 from mlx_companion.slm.guard import PersonalityGuard
 from mlx_companion.slm.packs import load_pack, packaged
@@ -39,6 +39,19 @@ REWRITTEN = [
     ("Hi! Bonjour ! Ok (!)", "Hi! Bonjour. Ok"),
     ("An espresso? A latte! Coffee shops.", "A tea? A tea! Tea houses."),
     ("Have tea or coffee.", "Have tea."),
+    ("An espresso is 30 ml, a latte about 240 ml.", "A tea is 30 ml, another tea about 240 ml."),
+    ("Take a latte or a cappuccino.", "Take a tea."),
+    (
+        "| Drink | ml |\n|---|---|\n| Espresso | 30 |\n| Latte | 240 |",
+        "| Drink | ml |\n|---|---|\n| Tea | 30 |\n| Another tea | 240 |",
+    ),
+    (
+        "The barista at Blue Bottle Coffee on Mint Plaza.",
+        "The tea maker at Blue Bottle Coffee on Mint Plaza.",
+    ),
+    ("*gasps* WAIT. You mean it?", "Wait. You mean it?"),
+    ("*grins* WOW, that one.", "Wow, that one."),
+    ("Proud.\U0001f389 \U0001f389 \U0001f389 \U0001f389", "Proud.\U0001f389 \U0001f389"),
     ("Hi Sam. You know, Sam, rest. I think so, Sam.", "Hi Sam. You know, rest. I think so."),
     ("Yes \U0001f389 a \U0001f389 b \U0001f389.", "Yes \U0001f389 a \U0001f389 b."),
 ]
@@ -99,9 +112,14 @@ def test_topics_and_phrases_of_ones_own() -> None:
 
 
 def test_a_substitute_that_is_prohibited_is_no_way_out() -> None:
-    topics = {"tea": TopicSettings(("tea",), "green tea")}
-    guard = PersonalityGuard(profile=_profile(topics=topics))
-    assert "tea" not in guard.process("I drink tea. You drink milk.").rewritten_response.split()
+    with pytest.raises(ConfigError, match="green tea"):
+        _profile(topics={"tea": TopicSettings(("tea",), "green tea")})
+
+
+@pytest.mark.parametrize("said", ["COFFEE", "Nice!!", "That is AMAZING.", "*smiles* Yes."])
+def test_what_is_said_instead_of_nothing_keeps_the_rules(said: str) -> None:
+    with pytest.raises(ConfigError, match="empty_reply"):
+        PersonalityGuard(profile=_profile(empty_reply=said))
 
 
 def test_limits_can_be_switched_off() -> None:

@@ -23,7 +23,6 @@ ACTIONS = r"""
 *taps the clock* Time's nearly up.
 *fans it hopefully* The fire should catch soon.
 *[grins]* Told you.
-_smiles_ That is kind of you.
 (smiles) That is kind of you.
 *quietly closes the laptop* We are done here.
 *still laughing* You cannot be serious.
@@ -88,7 +87,6 @@ I would never. *hides the evidence*
 \*shrugs\* It works.
 *shrugs*
 *Bows deeply, then straightens up.* At your service.
-_taps pen against desk_ Interesting.
 (clears throat) Friends, the bug is fixed.
 (leans closer) It was never about the money.
 [sighs] Fine.

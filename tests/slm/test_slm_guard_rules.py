@@ -15,7 +15,6 @@ BROKEN: dict[str, list[str]] = {
         "*grins* Sure.",
         "I can help. *winks*",
         "Hmm *scratches head* let me think.",
-        "_adjusts glasses_ As I was saying.",
         "Okay. *rolls eyes dramatically* Fine.",
         "*eyes sparkle* Tell me more.",
         "*I lean closer* What did you say?",
@@ -83,6 +82,7 @@ KEPT: dict[str, list[str]] = {
         "Body language (nods, eye contact) matters.",
         "*Note: this section needs work.*",
         "snake_case_name and __init__",
+        "_grins_ Between underscores it is emphasis. _sips tea_",
     ],
     "caps_enthusiasm": [
         "NASA, the FBI and the WHO use HTTP and JSON.",
