@@ -50,7 +50,8 @@ _ON_DEMAND = (
     "\U0001f6f0\U0001f6f3"
 )
 _TONE = "[\U0001f3fb-\U0001f3ff]"
-_PICTURE = f"(?:[{_BY_DEFAULT}](?!\ufe0e)\ufe0f?{_TONE}?|[{_ON_DEMAND}](?:\ufe0f?{_TONE}|\ufe0f|(?=\u200d)))"
+_ASKED_FOR = f"[{_ON_DEMAND}](?:\ufe0f?{_TONE}|\ufe0f|(?=\u200d))"
+_PICTURE = f"(?:[{_BY_DEFAULT}](?!\ufe0e)\ufe0f?{_TONE}?|{_ASKED_FOR})"
 _JOINED = f"\u200d[{_BY_DEFAULT}{_ON_DEMAND}\u2695\u2696]\ufe0f?{_TONE}?"
 _TAGS = "(?:[\U000e0020-\U000e007e]{1,8}\U000e007f)?"
 EMOJI = re.compile(

@@ -16,7 +16,9 @@ from mlx_companion.slm.guard_text import Draft, Finding
 
 _JOINT = re.compile(r"(?:, | or |, or | and |, and |/| / )(?:an? |the |some )?")
 _PLURAL_VERB = re.compile(r" (?:are|were|have|both|differ|do|don't)\b")
-_ITEM = re.compile(r"[\s>|]*(?:[-*+\u2022]|\d{1,3}[.)])?[\s*_]*")
+_ITEM = re.compile(r"[\s>|]*(?:[-*+\u2022]|\d{1,3}[.)])\s[\s*_]*")
+# A longer line is no row of a table that a person reads.
+_WIDEST = 2000
 _ORDINALS = ("other", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth")
 
 
@@ -58,7 +60,7 @@ def _place(draft: Draft, start: int, before: tuple[object, ...]) -> tuple[object
     """The sentence, or the column of a table or list that goes on from `before`."""
     line = draft.line(start)[0]
     left = draft.text[line : min(start, line + 100)]
-    if draft.markup.inside(start, "table"):
+    if start - line < _WIDEST and draft.markup.inside(start, "table"):
         kind = ("table", draft.text.count("|", line, start))
     elif _ITEM.fullmatch(left) and start - line < 100:
         kind = ("list", 0)

@@ -22,7 +22,7 @@ from mlx_companion.slm.guard_wordforms import STRETCHED, TOKEN, Token, plain_wor
 
 CAPS_ENTHUSIASM = "caps_enthusiasm"
 # A direction of two words or more that opens a sentence is removed, and what follows opens it.
-_AFTER_DIRECTION = re.compile(r"(?:^|[.!?\n]\s*)(\*{1,3})(?![\s*])[^*\n]+\s[^*\n]+\1\s*\Z")
+_AFTER_DIRECTION = re.compile(r"(?:\A|[.!?\n]\s{0,9})(\*{1,3})(?![\s*])[^*\n]+\s[^*\n]+\1\s*\Z")
 
 
 def find_capitals(draft: Draft, rules: GuardRules) -> list[Finding]:
@@ -142,6 +142,8 @@ def _whole_sentences(draft: Draft, tokens: list[Token]) -> None:
     """ "DO IT.": short sentences of plain words, all in capitals, with others around them."""
     for token in tokens:
         first, last = draft.sentence(token.start)
+        if last - first > 200:
+            continue
         said = draft.text[first:last].strip()
         if token.role not in ("emphatic", "single", "acronym") or len(said) > 60:
             continue
@@ -222,5 +224,7 @@ def lowered(draft: Draft, start: int, end: int) -> str:
     if not STRETCHED.search(word):
         plain = word
     calm = ordinary_case(plain) or plain.lower()
-    first = begins_sentence(draft, start) or _AFTER_DIRECTION.search(draft.text[:start])
+    first = begins_sentence(draft, start) or _AFTER_DIRECTION.search(
+        draft.text[max(0, start - 400) : start]
+    )
     return calm[:1].upper() + calm[1:] if first else calm

@@ -204,8 +204,7 @@ def _place_names(piece: Piece) -> tuple[str, ...]:
     left = "heard" if left in ("small", "big") and place.previous in INTERJECTIONS else left
     left = "small" if left == "big" else left
     right = _sign(place.right[:1])
-    text = piece.draft.text
-    alone = not text[: piece.start].strip() and not text[piece.end :].strip()
+    alone = piece.draft.starts_at(piece.start) and piece.draft.ends_at(piece.end)
     previous, following = word_class(place.previous), word_class(place.following)
     return (
         f"l{left}",

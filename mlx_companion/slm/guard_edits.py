@@ -26,7 +26,7 @@ _ARTICLE = re.compile(r"\b([Aa]n?)([ \t]+)$")
 _DETERMINER = re.compile(r"\b(?:an?|the|my|your|his|her|our|their|this|that)[ \t]+$", re.IGNORECASE)
 _VOWEL_SOUND = re.compile(r"(?!uni|use|eu|one\b|once)[aeiou]|hour|honest|heir", re.IGNORECASE)
 _LIST_MARK = re.compile(r"[\s>]*(?:[-*+\u2022]|\d{1,3}[.)])?\s*")
-_SENTENCE_PUNCTUATION = ".!?\u2026"
+_AROUND = 400
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,8 @@ def removal(draft: Draft, start: int, end: int, violation: str) -> Edit:
     """Take [start, end) out with the spaces and punctuation that only served it."""
     text = draft.text
     line_start, line_end = draft.line(start)
+    # What is farther off changes nothing, and a line may be the whole text.
+    line_start, line_end = max(line_start, start - _AROUND), min(line_end, end + _AROUND)
     left, right = text[line_start:start], text[end:line_end]
     if _LIST_MARK.fullmatch(left[-40:]) and not right.strip(" \t.,;") and len(left) <= 40:
         return _remove_lines(draft, line_start, line_end, violation)
@@ -243,8 +245,9 @@ def removable(draft: Draft, start: int, end: int) -> bool:
         return False
     inner = re.sub(r"^\W*\w+", "", said)
     names = [w for w in re.findall(r"\b[A-Z][\w'\u2019-]*", inner) if not is_word(w)]
-    rest = draft.text[:start] + draft.text[end:]
-    others = any(character.isalpha() for character in rest)
+    text = draft.text
+    before = any(text[at].isalpha() for at in range(start))
+    others = before or any(text[at].isalpha() for at in range(end, len(text)))
     return others and not names and not any(character.isdigit() for character in said)
 
 

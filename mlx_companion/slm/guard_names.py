@@ -79,9 +79,13 @@ def find_name_overuse(draft: Draft, rules: GuardRules, limit: int) -> list[Findi
     """
     name = draft.user_name.strip()
     places = _uses(draft, rules, name) if name else _guessed(draft, rules)
-    if not name and len(places) < 2:
-        return []
-    return [Finding(NAME_OVERUSE, start, end) for start, end in places[limit:]]
+    found, uses = [], Counter[str]()
+    for start, end in places:
+        said = name or draft.text[start:end]
+        uses[said] += 1
+        if uses[said] > limit:
+            found.append(Finding(NAME_OVERUSE, start, end))
+    return found
 
 
 def _uses(draft: Draft, rules: GuardRules, name: str) -> list[tuple[int, int]]:
@@ -151,8 +155,10 @@ def _someone_else(draft: Draft, rules: GuardRules, span: tuple[int, int]) -> boo
 
 def _signs(draft: Draft, span: tuple[int, int]) -> bool:
     start, end = draft.line(span[0])
+    if end - start > 200:
+        return False
     alone = draft.text[start:end].strip(" *_,-\u2014.[]") == draft.text[span[0] : span[1]]
-    return alone and draft.text[end:].strip() == "" and start > 0
+    return alone and draft.ends_at(end) and start > 0
 
 
 def _vocatives(draft: Draft, rules: GuardRules) -> list[tuple[int, int]]:
@@ -198,12 +204,7 @@ def _guessed(draft: Draft, rules: GuardRules) -> list[tuple[int, int]]:
         or _can_be_name(rules, draft.text[span[0] : span[1]])
     ]
     counts = Counter(draft.text[start:end] for start, end in spoken)
-    if not counts:
-        return []
-    name, count = max(counts.items(), key=lambda item: (item[1], -draft.text.find(item[0])))
-    if count < 2:
-        return []
-    return [span for span in spoken if draft.text[span[0] : span[1]] == name]
+    return [span for span in spoken if counts[draft.text[span[0] : span[1]]] > 1]
 
 
 def _can_be_name(rules: GuardRules, word: str) -> bool:

@@ -114,7 +114,7 @@ class Revision:
         inside = [at for at in (start, end - 1) if start <= at < end and not self._kept[at]]
         for at in inside:
             spot = bisect_right(self._changes, self._starts[at], key=lambda one: one.start) - 1
-            if 0 <= spot and self._changes[spot].end >= self._starts[at]:
+            if spot >= 0 and self._changes[spot].end >= self._starts[at]:
                 first = min(first, self._changes[spot].start)
                 last = max(last, self._changes[spot].end)
         return first, last

@@ -44,7 +44,7 @@ _DRUNK = re.compile(
 # "Latte is a template engine", "Latte, the spaniel, is twelve", "Latte the dog".
 _CALLED = re.compile(r",? (?:the|our|my|your) [a-z]+|,? an? [a-z]+ing [a-z]+")
 _VERSION = re.compile(r"(?:['\u2019]s)?\s(?:v?\d|EE\b|SE\b|LTS\b)")
-# "3. **8:15** Coffee", "Monday: Latte with Ann", "08:15 \u2013 Espresso": an entry begins after its head.
+# An entry begins after its head: "3. **8:15** Coffee", "Monday: Latte with Ann", "8 am Espresso".
 _ENTRY_HEAD = re.compile(
     r"[\s>]*(?:(?:[-*+\u2022]|\d{1,3}[.)])\s+)?(?:\[[ xX]?\]\s+)?"
     r"(?:(?P<bold>\*{1,3}|_{1,2})[^*_\n]{1,40}(?P=bold)[:.,]?\s*(?:[-\u2013\u2014]\s+)?"
@@ -118,6 +118,12 @@ def _names_place(draft: Draft, start: int) -> bool:
 
 def _named_elsewhere(draft: Draft, word: str) -> bool:
     """A name within a sentence is one at the head of the next: "your cat Mocha. Mocha ate it."."""
+    if word not in draft.named:
+        draft.named[word] = _is_name_within(draft, word)
+    return draft.named[word]
+
+
+def _is_name_within(draft: Draft, word: str) -> bool:
     for found in re.finditer(rf"\b{re.escape(word)}\b", draft.own):
         at = found.start()
         opens = begins_sentence(draft, at) or _opens_entry(draft, at)
@@ -173,7 +179,7 @@ def _keeps_company(
 def words_of_column(draft: Draft, start: int) -> set[str]:
     """The words at the head of a table's column where all of a cell begins at `start`.
 
-    Its row alone does not tell what a cell is: "| americano | 120 mg |" below "| Drink | Caffeine |".
+    Its row alone does not tell what a cell is: "| americano | 120 mg |" below "| Drink | mg |".
     """
     first, last = draft.line(start)
     row = draft.text[first:last]

@@ -245,7 +245,8 @@ def _only_a_word(draft: Draft, rules: GuardRules, token: Token) -> bool:
 
 def _asks_who(draft: Draft, token: Token) -> bool:
     following = draft.text[token.end : token.end + 20].lstrip()[:1]
-    last = draft.text[: draft.sentence(token.start)[1]].rstrip()[-1:]
+    end = draft.sentence(token.start)[1]
+    last = draft.text[max(token.start, end - 40) : end].rstrip()[-1:]
     return begins_sentence(draft, token.start) and following.islower() and last == "?"
 
 

@@ -54,6 +54,8 @@ class Draft:
         self.text = text
         self.user_name = user_name
         self.prompt = prompt
+        # Of words with a capital: whether they are names, once that was asked.
+        self.named: dict[str, bool] = {}
         self._places: dict[re.Pattern[str], list[int]] = {}
 
     @cached_property
@@ -98,6 +100,22 @@ class Draft:
         at = bisect_left(breaks, position)
         start = breaks[at - 1] + 1 if at else 0
         return start, breaks[at] if at < len(breaks) else len(self.text)
+
+    def ends_at(self, position: int) -> bool:
+        """Tell whether nothing but space follows `position`."""
+        return position >= len(self.text) - self._trailing
+
+    def starts_at(self, position: int) -> bool:
+        """Tell whether nothing but space stands before `position`."""
+        return position <= self._leading
+
+    @cached_property
+    def _trailing(self) -> int:
+        return len(self.text) - len(self.text.rstrip())
+
+    @cached_property
+    def _leading(self) -> int:
+        return len(self.text) - len(self.text.lstrip())
 
     @cached_property
     def _breaks(self) -> list[int]:

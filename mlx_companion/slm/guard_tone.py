@@ -238,7 +238,16 @@ def own_sentences(
     """Spans of the sentences that are the companion's own, each as `tone_text` gives it."""
     spans = [span for span in draft.sentences() if _judged(draft, span)]
     said = _without(draft.own, unsaid)
-    return [(span, tone_text(said[span[0] : span[1]])) for span in spans]
+    return [(span, tone_text(_unaddressed(draft, said[slice(*span)]))) for span in spans]
+
+
+def _unaddressed(draft: Draft, sentence: str) -> str:
+    """A sentence without the person's name where it only calls: "Mop it, Sam, and dry it."."""
+    name = draft.user_name.strip()
+    if not name or name not in sentence:
+        return sentence
+    called = rf"(?<=\w), {re.escape(name)}(?=[,.!?;:]|\s*$)|^(\s*){re.escape(name)}, "
+    return re.sub(called, lambda found: found[1] or "", sentence)
 
 
 def _without(text: str, spans: Sequence[tuple[int, int]]) -> str:

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from mlx_companion.personality.emoji import EMOJI, is_sign
 from mlx_companion.slm.guard import PersonalityGuard
 
-TEXT = "\u266f\u266d\u266e\u266a\u266b\u2660\u2663\u2665\u2666\u265f\u2654\u2713\u2717\u2610\u2611\u2192\u00a9\u2122\u00ae\u00b0"
-TEXT += "\u2640\u2642\u2606\u2605\u2020\u00a7\u2318\u2764\u2600\u2708"
+TEXT = (
+    "\u266f\u266d\u266e\u266a\u266b\u2660\u2663\u2665\u2666\u265f\u2654\u2713\u2717\u2610\u2611\u2192\u00a9"
+    "\u2122\u00ae\u00b0\u2640\u2642\u2606\u2605\u2020\u00a7\u2318\u2764\u2600\u2708"
+)
 GUARD = PersonalityGuard(use_encoder=False)
 
 

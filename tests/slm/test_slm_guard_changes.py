@@ -16,10 +16,11 @@ MODERATE = PersonalityGuard(use_encoder=False)
 STRICT = PersonalityGuard(level="strict", use_encoder=False)
 
 _PIECES = st.sampled_from(
-    ["*smiles* ", "*gasps* ", "*really* ", "AMAZING ", "WAIT. ", "SO ", "LOVE ", "coffee ", "an espresso ",
-     "a latte, ", "or ", "Sam, ", ", Sam", "Hi Sam", "! ", "!! ", "?! ", ". ", ", ", "\n", "\n\n", "- ",
-     "> ", "`x != 1!` ", "3.50 ", '"STOP!" ', "(", ") ", "*", "\U0001f389", "\U0001f389 ", "Oslo ",
-     "great ", "we ", "is ", "|", "What a brilliant, amazing idea! ", "You've got this! ", "Fine. "]
+    ["*smiles* ", "*gasps* ", "*really* ", "AMAZING ", "WAIT. ", "SO ", "LOVE ", "coffee ",
+     "an espresso ", "a latte, ", "or ", "Sam, ", ", Sam", "Hi Sam", "! ", "!! ", "?! ", ". ", ", ",
+     "\n", "\n\n", "- ", "> ", "`x != 1!` ", "3.50 ", '"STOP!" ', "(", ") ", "*", "\U0001f389",
+     "\U0001f389 ", "Oslo ", "great ", "we ", "is ", "|", "What a brilliant, amazing idea! ",
+     "You've got this! ", "Fine. "]
 )  # fmt: skip
 _REPLIES = st.lists(_PIECES, max_size=30).map("".join)
 
