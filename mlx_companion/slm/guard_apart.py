@@ -40,7 +40,7 @@ def tell_apart(draft: Draft, topic: str, found: Sequence[Finding]) -> None:
         place = here
         term, after = _singular(one.detail["term"]), _singular(one.detail["after"])
         terms = said.setdefault(after, [])
-        if after and previous is not None and terms and _joined(draft, previous, one):
+        if after and previous is not None and _joined(draft, previous, one):
             one.detail["joined"] = previous.end
         elif after and term != topic and topic not in term.split():
             terms += [] if term in terms else [term]
@@ -71,6 +71,9 @@ def _place(draft: Draft, start: int, before: tuple[object, ...]) -> tuple[object
 
 
 def _joined(draft: Draft, first: Finding, second: Finding) -> bool:
+    if draft.text[first.end : second.start] == " ":
+        # "Starbucks Coffee"
+        return True
     same = _singular(first.detail["after"]) == _singular(second.detail["after"])
     if not same or draft.markup.inside(second.start, "table"):
         return False
