@@ -13,7 +13,13 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
-from mlx_companion.errors import CompanionError, DataError, DiskFullError, StoreError
+from mlx_companion.errors import (
+    CompanionError,
+    ConfigError,
+    DataError,
+    DiskFullError,
+    StoreError,
+)
 from mlx_companion.store.values import surrogate_problem
 
 # With less than this left, an I/O error of SQLite (which hides its errno) is a full disk.
@@ -63,6 +69,9 @@ def files_explained(path: Path) -> Iterator[None]:
         yield
     except DiskFullError:
         raise
+    except ConfigError as error:
+        # A device, or a folder that cannot be made: the place is the trouble, and no setting.
+        raise StoreError(f"cannot write {path}: {error}") from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFullError(f"no space left for {path}; free some and run it again") from error

@@ -401,7 +401,7 @@ def test_a_folder_that_cannot_be_written_is_named(store: Store) -> None:
     backups.write_text("in the way")
     with pytest.raises(StoreError, match=f"cannot write {backups}"):
         store.backup()
-    with pytest.raises(StoreError, match=r"cannot write.*check that it is a place"):
+    with pytest.raises(StoreError, match=r"cannot write.*give a place where it can"):
         export(store, backups / "data.jsonl")
     (store.folder / "companion.db.improve.lock").mkdir()
     with pytest.raises(StoreError, match="Is a directory"), store.exclusive():
