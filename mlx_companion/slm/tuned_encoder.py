@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlx_companion.errors import ConfigError, SLMError
+from mlx_companion.runtime.logs import get_logger
 from mlx_companion.runtime.stop import NEVER, StopSwitch
 from mlx_companion.slm.backbone import MAX_TOKENS, EncoderAdapter, cut_in_the_middle
 from mlx_companion.slm.bert_rows import bert_rows
@@ -36,6 +37,12 @@ _TARGETS = ("query", "key", "value", "output", "intermediate")
 _USUAL_TOKENS = 14
 _FEWEST_ROWS = 8
 _WARM_UP, _LARGEST_GRADIENT = 0.06, 1.0
+# Large steps can make the states of all texts the same, which no later step undoes. That has
+# happened when texts differ by less than this share of what they differed by before.
+_ALIKE = 0.05
+_ATTEMPTS, _LOOKED_AT = 3, 32
+
+_log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -241,15 +248,38 @@ def tune(
         stop: consulted before each step.
 
     Raises:
+        SLMError: all states became alike, at half and a quarter of the rate too.
         Stopped: the switch was thrown.
     """
+    config = config or TuneConfig()
+    counts = np.ones(len(texts)) if row_weights is None else np.asarray(row_weights)
+    for attempt in range(_ATTEMPTS):
+        slower = replace(config, rate=config.rate / 2**attempt)
+        made = _tuned(encoder, texts, labels, counts, drawn, slower, stop)
+        if not _all_alike(encoder.model, made.encoder.model, _tokens(encoder, texts[:_LOOKED_AT])):
+            return made
+        _log.warning("at a rate of %g all states became alike", slower.rate)
+    raise SLMError(
+        f"the encoder's states became alike at rates from {config.rate:g} down to "
+        f"{slower.rate:g}; set a smaller rate or scale"
+    )
+
+
+def _tuned(
+    encoder: SentenceEncoder,
+    texts: Sequence[str],
+    labels: np.ndarray,
+    counts: np.ndarray,
+    drawn: np.ndarray | None,
+    config: TuneConfig,
+    stop: StopSwitch,
+) -> Tuned:
     import mlx.core as mx
     import mlx.nn as nn
     from mlx.optimizers import AdamW, clip_grad_norm
 
     from mlx_companion.lora import LoraConfig, attach
 
-    config = config or TuneConfig()
     rng = np.random.default_rng(config.seed)
     net = _network(_copy(encoder.model))
     rank, layers = config.rank, config.layers
@@ -257,7 +287,6 @@ def tune(
     lora = LoraConfig(rank=rank, alpha=alpha, layers=layers, targets=_TARGETS)
     attach(net.bert, lora, seed=config.seed)
     plan = _plan(_tokens(encoder, texts), drawn, config, rng)
-    counts = np.ones(len(texts)) if row_weights is None else np.asarray(row_weights)
     counts = counts / (np.mean([counts[batch].mean() for batch, _ in plan]) if plan else 1.0)
     targets = np.asarray(labels) * (1 - config.smoothing) + config.smoothing / 2
     gradient = nn.value_and_grad(net, _loss)
@@ -274,6 +303,18 @@ def tune(
         optimizer.update(net, clipped)
         mx.eval(net.parameters(), optimizer.state)
     return _finished(encoder, net)
+
+
+def _all_alike(before: Bert, after: Bert, rows: list[list[int]]) -> bool:
+    if len(rows) < 2:
+        return False
+    tokens, mask = _padded(rows)
+    spread, left = (
+        float(np.array(_pooled(model, tokens, mask)).std(axis=0).mean())
+        for model in (before, after)
+    )
+    # Said so that states that are no numbers count as well.
+    return not left >= _ALIKE * spread
 
 
 def _finished(encoder: SentenceEncoder, net: Any) -> Tuned:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -146,3 +147,16 @@ def test_bad_settings_and_a_stop(encoder: SentenceEncoder) -> None:
     stop.request("test")
     with pytest.raises(Stopped):
         tune(encoder, *_rows(20), stop=stop)
+
+
+def test_states_that_became_alike_are_learned_again_more_slowly(encoder: SentenceEncoder) -> None:
+    texts, labels = _rows()
+    short = TuneConfig(rank=4, layers=2, rate=5e-3, epochs=2, batch=8)
+    # Four times that makes the states of this encoder alike, and twice that as well.
+    found = tune(encoder, texts, labels, config=replace(short, rate=4 * short.rate))
+    np.testing.assert_array_equal(
+        found.logits(texts), tune(encoder, texts, labels, config=short).logits(texts)
+    )
+    assert found.logits(texts).std() > 0.01
+    with pytest.raises(SLMError, match=r"alike at rates from 1000 down to 250; set a smaller"):
+        tune(encoder, texts, labels, config=replace(short, rate=1000.0))
