@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from tiny import tiny_bert
 from mlx_companion.errors import ConfigError, SLMError, Stopped
 from mlx_companion.models.encoder import SentenceEncoder, load_encoder
 from mlx_companion.runtime.stop import StopSwitch
+from mlx_companion.slm import tuned_encoder
 from mlx_companion.slm.backbone import EncoderAdapter
 from mlx_companion.slm.tuned_encoder import TuneConfig, Tuned, TunedEncoder, tune
 
@@ -149,14 +151,24 @@ def test_bad_settings_and_a_stop(encoder: SentenceEncoder) -> None:
         tune(encoder, *_rows(20), stop=stop)
 
 
-def test_states_that_became_alike_are_learned_again_more_slowly(encoder: SentenceEncoder) -> None:
+def test_states_that_became_alike_are_learned_again_more_slowly(
+    encoder: SentenceEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     texts, labels = _rows()
-    short = TuneConfig(rank=4, layers=2, rate=5e-3, epochs=2, batch=8)
-    # Four times that makes the states of this encoder alike, and twice that as well.
-    found = tune(encoder, texts, labels, config=replace(short, rate=4 * short.rate))
-    np.testing.assert_array_equal(
-        found.logits(texts), tune(encoder, texts, labels, config=short).logits(texts)
-    )
-    assert found.logits(texts).std() > 0.01
+    short = replace(CONFIG, epochs=2)
+    once, rates = tuned_encoder._tuned, []
+
+    def too_fast_at_first(*given: Any) -> Tuned:
+        *rest, config, stop = given
+        rates.append(config.rate)
+        return once(*rest, config if len(rates) > 1 else replace(config, rate=1000.0), stop)
+
+    monkeypatch.setattr(tuned_encoder, "_tuned", too_fast_at_first)
+    found = tune(encoder, texts, labels, config=short)
+    assert rates == [short.rate, short.rate / 2]
+    assert np.isfinite(found.logits(texts)).all()
+
+
+def test_a_rate_that_always_makes_states_alike_is_refused(encoder: SentenceEncoder) -> None:
     with pytest.raises(SLMError, match=r"alike at rates from 1000 down to 250; set a smaller"):
-        tune(encoder, texts, labels, config=replace(short, rate=1000.0))
+        tune(encoder, *_rows(), config=replace(CONFIG, epochs=2, rate=1000.0))
