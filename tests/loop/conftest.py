@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,13 @@ from loop_world import TALKATIVE, build, one_round
 
 from mlx_companion.loop import RoundResult
 from mlx_companion.store import Store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    """An empty store."""
+    with Store(tmp_path / "companion.db") as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")

@@ -36,12 +36,6 @@ STEPS = [
 SECRET = "Maximilian-of-the-fjord"
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store(tmp_path / "companion.db") as opened:
-        yield opened
-
-
 # What hangs does so until the test is over, however long that takes.
 released = threading.Event()
 

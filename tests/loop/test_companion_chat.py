@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from pathlib import Path
 
 import companion_world as world
 import pytest
@@ -16,12 +15,6 @@ from mlx_companion.loop.companion import Companion
 from mlx_companion.runtime.stop import StopSwitch
 from mlx_companion.slm import ContextUpdate
 from mlx_companion.store import Store
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store(tmp_path / "companion.db") as opened:
-        yield opened
 
 
 @pytest.fixture

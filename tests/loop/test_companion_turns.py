@@ -25,12 +25,6 @@ SECRET = "Maximilian-of-the-fjord"
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store(tmp_path / "companion.db") as opened:
-        yield opened
-
-
-@pytest.fixture
 def companion(store: Store) -> Iterator[Companion]:
     with world.companion(store) as made:
         yield made

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import signal
 from collections.abc import Callable, Generator, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,12 +45,6 @@ class Parrot:
             return Reply("You said:", (1,), "stop", 3)
         yield prompt
         return Reply(f"You said: {prompt}", (1, 2), "length", 3)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store(tmp_path / "companion.db") as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -26,18 +24,11 @@ from mlx_companion.loop.judges import normalized
 from mlx_companion.loop.packaged import load_prompts
 from mlx_companion.loop.progress import Silent
 from mlx_companion.models.load import load
-from mlx_companion.store import Store
 
 
 @pytest.fixture(scope="module")
 def lm(tmp_path_factory):
     return load(tiny_llama(tmp_path_factory.mktemp("llama"), max_position_embeddings=2048))
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store(tmp_path / "companion.db") as opened:
-        yield opened
 
 
 class Notes(Silent):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from dataclasses import fields
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -24,16 +22,10 @@ from mlx_companion.loop.replay import (
     training_samples,
 )
 from mlx_companion.personality import check, load_profile
-from mlx_companion.store import Example, Store
+from mlx_companion.store import Example
 from mlx_companion.text import Message
 
 NOBODY = {"gate": [], "feedback": []}
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store(tmp_path / "companion.db") as opened:
-        yield opened
 
 
 def example(number, prompt, reply, topic, new_words, likelihood=0.0):
