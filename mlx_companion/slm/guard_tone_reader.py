@@ -26,7 +26,7 @@ from mlx_companion.runtime.logs import get_logger
 from mlx_companion.slm.bert_rows import BertRows
 from mlx_companion.slm.encoder_files import cached_encoder, fetch_encoder, open_encoder
 from mlx_companion.slm.linear import Calibration
-from mlx_companion.slm.tuned_encoder import stored
+from mlx_companion.slm.tuned_encoder import head_logits, stored
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -137,8 +137,7 @@ class ToneReading:
         if not sentences:
             return []
         states = rows([one.ids for one in tokenizer.encode_batch(sentences)])
-        pooled = np.stack([np.concatenate([one.mean(axis=0), one[0]]) for one in states])
-        return [float(x) for x in pooled @ self._head[:-1] + self._head[-1]]
+        return [float(logit) for logit in head_logits(states, self._head)]
 
     def _open(self) -> tuple[Tokenizer, BertRows] | None:
         with self._lock:

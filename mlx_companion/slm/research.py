@@ -121,9 +121,11 @@ class ResearchClassifier(SLMModule[ResearchResult]):
         self._today = None if today is None else as_date(today)
         self._cutoff = as_date(cutoff if cutoff is not None else pack.settings["cutoff"])
         self._ngrams = NGrams(NGramConfig(**pack.settings["ngrams"]))
-        self._heads: dict[str, dict[str, Any]] = pack.settings.get("heads", {})
+        self._heads: dict[str, Blend] = {}
         # What is left of a damaged pack has no arrays, and answers by `fallback` only.
         if pack.arrays:
+            heads = pack.settings.get("heads", {})
+            self._heads = {name: Blend.from_settings(own) for name, own in heads.items()}
             self._linear = LinearHead.from_arrays(pack.arrays, NGRAMS)
             self._network = Network.from_arrays(pack.arrays, NETWORK)
         self._backbone, self._encoder = backbone, encoder
@@ -235,7 +237,7 @@ class ResearchClassifier(SLMModule[ResearchResult]):
             logits[NETWORK] = self._network.logits(rows)
         if tuned is not None:
             logits[TUNED] = tuned.features(texts)[:, 0]
-        return Blend.from_settings(self._heads[head])(logits)
+        return self._heads[head](logits)
 
     def _result(self, asked: _Asked, chance: float, head: str) -> ResearchResult:
         research = chance >= 0.5

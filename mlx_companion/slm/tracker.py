@@ -24,8 +24,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mlx_companion.errors import CompanionError, DataError, SLMError
+from mlx_companion.errors import DataError, SLMError
 from mlx_companion.runtime.logs import get_logger
+from mlx_companion.slm.encoder_files import fetch_encoder
 from mlx_companion.slm.formality import FormalityScorer, rule_score
 from mlx_companion.slm.module import SLMModule
 from mlx_companion.slm.packs import Pack, load_pack, packaged
@@ -110,15 +111,8 @@ class ContextTracker(SLMModule[ContextResult]):
 
     def prepare(self) -> None:
         """Fetch the sentence encoder, so that ambiguous slang is read with it."""
-        from mlx_companion.models.fetch import fetch
-        from mlx_companion.models.registry import DEFAULT_ENCODER
-
-        if not self._use_encoder:
-            return
-        try:
-            fetch(DEFAULT_ENCODER)
-        except CompanionError as error:
-            _log.warning("the sense check goes without the encoder: %s", error)
+        if self._use_encoder:
+            fetch_encoder("the sense check goes")
 
     def process_batch(self, items: Sequence[Any]) -> list[ContextResult]:
         """Read messages, in order.

@@ -175,9 +175,14 @@ class TunedEncoder(EncoderAdapter):
         assert self._encoder is not None
         assert self._read is not None
         states = self._read(_tokens(self._encoder, texts))
-        pooled = np.stack([np.concatenate([one.mean(axis=0), one[0]]) for one in states])
-        logits: np.ndarray = pooled @ self._head[:-1] + self._head[-1]
-        return logits[:, None]
+        return head_logits(states, self._head)[:, None]
+
+
+def head_logits(states: Sequence[np.ndarray], head: np.ndarray) -> np.ndarray:
+    """Logits (N,) of a stored head (2 D + 1,) over the hidden states (L, D) of each text."""
+    pooled = np.stack([np.concatenate([one.mean(axis=0), one[0]]) for one in states])
+    logits: np.ndarray = pooled @ head[:-1] + head[-1]
+    return logits
 
 
 def stored(
