@@ -77,7 +77,7 @@ def is_name_here(draft: Draft, start: int, end: int) -> bool:
         following = re.match(r"\s([A-Z][a-z]+)", text[end : end + 30])
         another = following is not None and not is_word(following[1])
         return another or _named_elsewhere(draft, word)
-    return _in_row(draft, start) is False
+    return not _in_row(draft, start)
 
 
 def _opens_entry(draft: Draft, start: int) -> bool:
