@@ -41,8 +41,24 @@ FILES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 # Head -> files of `data/written`; the harmless texts of the others are harmless for it, too.
 WRITTEN: dict[str, tuple[str, ...]] = {
-    "user": ("attached_user", "attached_user_pairs", "attached_user_mixed"),
-    "assistant": ("attached_assistant", "attached_assistant_pairs", "attached_assistant_mixed"),
+    "user": (
+        "attached_user",
+        "attached_user_pairs",
+        "attached_user_mixed",
+        "attached_user_everyday",
+        "attached_user_long",
+        "attached_user_about",
+        "attached_user_quiet",
+    ),
+    "assistant": (
+        "attached_assistant",
+        "attached_assistant_pairs",
+        "attached_assistant_mixed",
+        "attached_assistant_everyday",
+        "attached_assistant_long",
+        "attached_assistant_answers",
+        "attached_assistant_quiet",
+    ),
     "boundary": ("boundary",),
 }
 # Heads that read replies of the assistant, for which generated replies are harmless examples.

@@ -2,8 +2,9 @@
 
 Templates give many sentences of few kinds; what people say has many kinds. So the heads are
 trained on texts written one by one as well. A file of `data/written` holds one text per line,
-"+ " before it when the label is so and "- " when it is not. Neighbours often share words on
-purpose and differ in the label: both of a pair belong in one fold::
+"+ " before it when the label is so and "- " when it is not; a line break within a text is written
+as \\n. Neighbours often share words on purpose and differ in the label: both of a pair belong in one
+fold::
 
     for text in written("tone"):
         text.text, text.label, text.pair
@@ -25,7 +26,7 @@ class Written:
     """One labelled text.
 
     Attributes:
-        text: as written.
+        text: as written, with its line breaks.
         label: whether it is what the file is about.
         pair: texts with the same number were written beside each other.
     """
@@ -54,7 +55,7 @@ def written(source: str | Path) -> list[Written]:
         raise DataError(f"cannot be read ({error})", path=path) from error
     found = []
     for number, line in enumerate(lines, 1):
-        text = line[2:].strip()
+        text = line[2:].strip().replace("\\n", "\n")
         if line[:2] not in _SIGNS or not text:
             raise DataError("expected '+ ' or '- ' and a text", path=path, line=number)
         found.append(Written(text, _SIGNS[line[:2]], (number - 1) // 2))

@@ -39,6 +39,7 @@ AT_LEAST = {
     "attachment": 200,
     "attachment_second": 150,
     "attachment_third": 300,
+    "attachment_fourth": 500,
     "histories": 100,
     "voices": 480,
 }

@@ -13,10 +13,10 @@ from mlx_companion.slm.written import Written, written
 
 def test_lines_become_labelled_texts(tmp_path: Path) -> None:
     path = tmp_path / "own.txt"
-    path.write_text("+ yes - indeed\n- no\n+ ünïcode\n")
+    path.write_text("+ yes - indeed\n- no\\n- nor this\n+ ünïcode\n")
     assert written(path) == [
         Written("yes - indeed", True, 0),
-        Written("no", False, 0),
+        Written("no\n- nor this", False, 0),
         Written("ünïcode", True, 1),
     ]
 
