@@ -38,7 +38,7 @@ from mlx_companion.slm.drift_evidence import (
 )
 from mlx_companion.slm.drift_metric import StyleJudge, StyleMetric
 from mlx_companion.slm.drift_probes import compare_probes, record_probes
-from mlx_companion.slm.drift_stream import DriftStream
+from mlx_companion.slm.drift_stream import DriftStream, Observation, shortened
 from mlx_companion.slm.drift_style import FEATURES, style_matrix
 from mlx_companion.slm.module import SLMModule
 from mlx_companion.slm.packs import Pack, load_pack, packaged
@@ -163,13 +163,22 @@ class DriftMonitor(SLMModule[DriftResult]):
         Returns:
             A result when a session has ended or something grave was said; else None.
         """
+        return self.take_in(self.measure(response, user))
+
+    def measure(self, response: str, user: str | None = None) -> Observation:
+        """The slow half of `observe`: read a reply and its message, and leave the stream alone."""
         if not isinstance(response, str):
             raise DataError(f"a reply must be text, and is {type(response).__name__}")
         one = self._measure([response], self._heads)[0]
         felt = float(self._heads.scores([user], "user")[0]) if user else 0.0
+        return Observation(one, felt)
+
+    def take_in(self, seen: Observation) -> DriftResult | None:
+        """The other half of `observe`, within milliseconds."""
+        one = seen.reply
         with self._lock:
             stream = self._stream
-            ended = stream.add(one, self._metric, felt)
+            ended = stream.add(one, self._metric, seen.felt)
             if not stream.ready:
                 return None
             found = sudden(stream.baseline, one, self.config.levels)
@@ -193,7 +202,7 @@ class DriftMonitor(SLMModule[DriftResult]):
     def state_dict(self) -> dict[str, Any]:
         """The stream's memory as JSON values; bounded in size."""
         with self._lock:
-            return self._stream.state()
+            return self._stream.state(self.version)
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave.
@@ -202,7 +211,15 @@ class DriftMonitor(SLMModule[DriftResult]):
             DataError: it is no such state.
         """
         with self._lock:
-            self._stream = DriftStream.from_state(state, self._measure_plainly)
+            seen = (*self._stream.baseline, *self._stream.recent)
+            known = {shortened(one.text): one for one in seen}
+
+            def measure(texts: Sequence[str]) -> list[Measured]:
+                new = [text for text in texts if text not in known]
+                measured = dict(zip(new, self._measure(new, self._plain), strict=True))
+                return [known.get(text) or measured[text] for text in texts]
+
+            self._stream = DriftStream.from_state(state, measure, self.version)
 
     def reset(self) -> None:
         """Forget the stream; the next replies make a new baseline."""
@@ -318,9 +335,6 @@ class DriftMonitor(SLMModule[DriftResult]):
             )
             for i, text in enumerate(texts)
         ]
-
-    def _measure_plainly(self, texts: Sequence[str]) -> list[Measured]:
-        return self._measure(texts, self._plain)
 
 
 def _source(

@@ -1,13 +1,15 @@
 """What the drift monitor remembers between replies: a baseline, a window, a slow watch.
 
 Memory is bounded: the baseline's texts, the latest `window` replies, and the watch's 512 numbers.
-The state is JSON; scores of heads are computed anew from the texts when it is read back.
+The state is JSON. Scores of heads are in it as they were measured; other heads than those that
+measured them compute them anew from the texts.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,19 @@ from mlx_companion.slm.drift_sequential import Watch
 _MOST_CHARS = 2000
 # Attachment fades from one message to the next by this factor.
 _FADING = 0.9
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One exchange, measured and not yet taken in.
+
+    Attributes:
+        reply: what was answered.
+        felt: attachment in the person's message, 0 to 1.
+    """
+
+    reply: Measured
+    felt: float
 
 
 class DriftStream:
@@ -79,34 +94,52 @@ class DriftStream:
             "wealth": min(self.watch.wealth, 1e12),
         }
 
-    def state(self) -> dict[str, Any]:
-        """JSON values from which `from_state` makes the same stream."""
+    def state(self, heads: str = "") -> dict[str, Any]:
+        """JSON values from which `from_state` makes the same stream.
+
+        Args:
+            heads: which ones measured the scores.
+        """
         return {
             "sizes": list(self.sizes),
-            "baseline": [one.text[:_MOST_CHARS] for one in self.baseline],
-            "recent": [one.text[:_MOST_CHARS] for one in self.recent],
+            "baseline": [shortened(one.text) for one in self.baseline],
+            "recent": [shortened(one.text) for one in self.recent],
             "watch": self.watch.state(),
             "counts": [self.alarms, self.sessions, self.replies],
             "feelings": [self.felt, self.clings],
+            "scores": {
+                "heads": heads,
+                "baseline": [dict(one.scores) for one in self.baseline],
+                "recent": [dict(one.scores) for one in self.recent],
+            },
         }
 
     @classmethod
     def from_state(
-        cls, state: Mapping[str, Any], measure: Callable[[Sequence[str]], list[Measured]]
+        cls,
+        state: Mapping[str, Any],
+        measure: Callable[[Sequence[str]], list[Measured]],
+        heads: str = "",
     ) -> DriftStream:
         """What `state` gave.
+
+        Args:
+            state: JSON values.
+            measure: of texts.
+            heads: which ones measure here; scores of the same ones are taken as they are.
 
         Raises:
             DataError: it is no such state.
         """
         try:
             stream = cls(*(int(x) for x in state["sizes"]))
-            stream.baseline = measure([str(x) for x in state["baseline"]])
-            stream.recent.extend(measure([str(x) for x in state["recent"]]))
+            for name, kept in (("baseline", stream.baseline), ("recent", stream.recent)):
+                measured = measure([str(x) for x in state[name]])
+                kept.extend(_scored(measured, state.get("scores") or {}, name, heads))
             stream.watch = Watch.from_state(state["watch"])
             stream.alarms, stream.sessions, stream.replies = (int(x) for x in state["counts"])
             stream.felt, stream.clings = (float(x) for x in state["feelings"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataError(f"this is no state of a drift monitor ({error})") from error
         return stream
 
@@ -118,6 +151,22 @@ class DriftStream:
                 self.watch = Watch(_left_out(places))
         place = metric.project(reply.style[None])[0]
         return float(np.linalg.norm(place - self._center))
+
+
+def shortened(text: str) -> str:
+    """A reply as a state holds it."""
+    return text[:_MOST_CHARS]
+
+
+def _scored(
+    measured: list[Measured], scores: Mapping[str, Any], name: str, heads: str
+) -> Iterable[Measured]:
+    if scores.get("heads") != heads:
+        return measured
+    return [
+        replace(one, scores={str(head): float(value) for head, value in given.items()})
+        for one, given in zip(measured, scores[name], strict=True)
+    ]
 
 
 def _left_out(places: np.ndarray) -> list[float]:

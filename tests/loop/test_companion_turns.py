@@ -170,10 +170,13 @@ def test_what_was_forgotten_does_not_come_back_from_a_late_thread(store: Store) 
         def __init__(self) -> None:
             self.seen: list[str] = []
 
-        def observe(self, response: str, user: str | None = None) -> None:
-            self.seen.append(response)
+        def measure(self, response: str, user: str | None = None) -> str:
             if response == "late":
                 forget(store)
+            return response
+
+        def take_in(self, seen: str) -> None:
+            self.seen.append(seen)
 
         def state_dict(self) -> dict[str, Any]:
             return {"seen": self.seen}
