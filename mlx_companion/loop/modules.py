@@ -50,6 +50,17 @@ class _Remembers(Protocol):
         """What it counted, JSON values."""
 
 
+@runtime_checkable
+class _Shares(Protocol):
+    """A tracker whose counts are added to those of others."""
+
+    def share_learned(self, state: Mapping[str, Any] | None) -> dict[str, Any]:
+        """The state to keep in the place of what is there."""
+
+    def learned_kept(self) -> None:
+        """It has been kept."""
+
+
 class Modules:
     """The modules around one conversation.
 
@@ -143,20 +154,32 @@ class Modules:
         """Store what the modules were given and answered, for shadow runs, and what they count."""
         answered = [(outcome, item) for outcome, item in self._traffic if outcome.ok]
         self._traffic.clear()
+        counts: _Shares | None = None
         with self.store.transaction():
             # Nothing of before comes back, when somebody has everything forgotten just now.
             if marks(self.store) == self._marks:
                 for outcome, item in answered:
                     self._keep_one(outcome, item)
+                if any(outcome.module == TRACKER for outcome, _ in answered):
+                    counts = self._keep_counts()
+        if counts is not None:
+            counts.learned_kept()
 
     def _keep_one(self, outcome: ModuleOutcome, item: Any) -> None:
         if outcome.result is None:
             return
         result, version = outcome.result.to_dict(), outcome.version or ""
         self.store.traffic.add(outcome.module, version, item, result, outcome.seconds)
-        tracker = self.factory.loaded_module(TRACKER)
-        if outcome.module == TRACKER and isinstance(tracker, _Remembers):
-            self.store.module_states.set(TRACKER, tracker.learned_state())
+
+    def _keep_counts(self) -> _Shares | None:
+        """Store what the tracker counts; the tracker, when it counts together with others."""
+        tracker, states = self.factory.loaded_module(TRACKER), self.store.module_states
+        if isinstance(tracker, _Shares):
+            states.set(TRACKER, tracker.share_learned(states.get(TRACKER)))
+            return tracker
+        if isinstance(tracker, _Remembers):
+            states.set(TRACKER, tracker.learned_state())
+        return None
 
     def catch_up(self) -> bool:
         """Let the modules begin anew when what they had stored was deleted, here or elsewhere.

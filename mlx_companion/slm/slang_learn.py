@@ -9,7 +9,11 @@ address, and was used at least three times in at least two messages::
     new                      # [ContextUpdate("slang.glorpy", {"uses": 3, ...}, ...)]
     learner.forget("glorpy") # undone, and not learned again
 
-The state is `to_dict()`; the object may be used from any thread.
+The state is `to_dict()`; the object may be used from any thread. Several learners of one person add
+up in a state that they keep together, each what it counted since it last looked there::
+
+    state = learner.share(state)
+    learner.kept()           # once the state is safe: its counts are not added again
 """
 
 from __future__ import annotations
@@ -55,15 +59,10 @@ class TermLearner:
         self.table, self.lexicon = table, lexicon
         self.uses, self.messages = uses, messages
         self._lock = threading.Lock()
-        try:
-            given = state or {}
-            self._seen: dict[str, list[int]] = {
-                str(term): [int(one[0]), int(one[1])] for term, one in given.get("seen", {}).items()
-            }
-            self._learned = {str(k): float(v) for k, v in given.get("learned", {}).items()}
-            self._forgotten = set(map(str, given.get("forgotten", [])))
-        except (AttributeError, TypeError, ValueError, IndexError) as error:
-            raise SLMError(f"this is no state of a learner ({error}); give `to_dict()`") from error
+        self._seen, self._learned, self._forgotten = _read(state or {})
+        # Counts that came from the state that is kept together, and those offered to it.
+        self._shared = _copied(self._seen)
+        self._offered = self._shared
 
     @property
     def learned(self) -> dict[str, float]:
@@ -106,11 +105,52 @@ class TermLearner:
     def to_dict(self) -> dict[str, Any]:
         """The state, JSON values."""
         with self._lock:
-            return {
-                "seen": {term: list(counts) for term, counts in self._seen.items()},
-                "learned": dict(self._learned),
-                "forgotten": sorted(self._forgotten),
-            }
+            return self._state()
+
+    def share(self, state: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Add what was counted here to a state that others add to as well, and go on from it.
+
+        Args:
+            state: as it is now; None when there is none.
+
+        Returns:
+            What to keep in its place; see `kept`.
+
+        Raises:
+            SLMError: a state that is none.
+        """
+        seen, learned, forgotten = _read(state or {})
+        with self._lock:
+            before = _copied(seen)
+            for term, counts in self._seen.items():
+                known = self._shared.get(term, [0, 0])
+                theirs = seen.get(term, [0, 0])
+                new = [at + now - then for at, now, then in zip(theirs, counts, known, strict=True)]
+                if new[0] > 0:
+                    seen[term] = new
+            self._forgotten |= forgotten
+            # The surer of two that learned the same term.
+            for term, confidence in learned.items():
+                self._learned[term] = max(confidence, self._learned.get(term, 0.0))
+            for term in self._forgotten:
+                self._learned.pop(term, None)
+            done = self._forgotten | self._learned.keys()
+            self._seen = {term: counts for term, counts in seen.items() if term not in done}
+            self._trim()
+            self._shared, self._offered = before, _copied(self._seen)
+            return self._state()
+
+    def kept(self) -> None:
+        """What `share` gave last has been kept."""
+        with self._lock:
+            self._shared = self._offered
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "seen": _copied(self._seen),
+            "learned": dict(self._learned),
+            "forgotten": sorted(self._forgotten),
+        }
 
     def _candidates(self, found: list[Token]) -> Iterator[Token]:
         for at, token in enumerate(found):
@@ -137,6 +177,20 @@ class TermLearner:
         if len(self._seen) > _MOST_CANDIDATES:
             kept = sorted(self._seen.items(), key=lambda item: -item[1][0])
             self._seen = dict(kept[: _MOST_CANDIDATES // 2])
+
+
+def _read(state: Mapping[str, Any]) -> tuple[dict[str, list[int]], dict[str, float], set[str]]:
+    """Uses and messages of terms that are counted, terms learned, and terms forgotten."""
+    try:
+        seen = {str(k): [int(one[0]), int(one[1])] for k, one in state.get("seen", {}).items()}
+        learned = {str(k): float(v) for k, v in state.get("learned", {}).items()}
+        return seen, learned, set(map(str, state.get("forgotten", [])))
+    except (AttributeError, TypeError, ValueError, IndexError) as error:
+        raise SLMError(f"this is no state of a learner ({error}); give `to_dict()`") from error
+
+
+def _copied(counts: Mapping[str, list[int]]) -> dict[str, list[int]]:
+    return {term: list(one) for term, one in counts.items()}
 
 
 def _neighbours(word: str) -> Iterator[str]:

@@ -147,6 +147,14 @@ class ContextTracker(SLMModule[ContextResult]):
         """Terms learned and counted so far, JSON values."""
         return self._loaded().learner.to_dict()
 
+    def share_learned(self, state: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Terms counted here and by others; see `TermLearner.share`."""
+        return self._loaded().learner.share(state)
+
+    def learned_kept(self) -> None:
+        """What `share_learned` gave last has been kept."""
+        self._loaded().learner.kept()
+
     def close(self) -> None:
         """Forget the running state of conversations; learned terms stay."""
         with self._lock:

@@ -10,18 +10,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import companion_world as world
 import pytest
 
 from mlx_companion.errors import StoreError
 from mlx_companion.loop.watch import Watcher
 from mlx_companion.slm.drift import DriftMonitor
+from mlx_companion.slm.tracker import ContextTracker
 from mlx_companion.store import Store
 
-WORDS = "the rain walks up a quiet hill and maybe bread cheese or tea would do you good".split()
+SAID = "the rain walks up a quiet hill and maybe bread cheese or tea would do you good"
 
 
 def replies(count: int, owner: str) -> list[str]:
-    return [f"{owner} {n}: " + " ".join(WORDS[n % 7 : n % 7 + 8]) + "." for n in range(count)]
+    words = SAID.split()
+    return [f"{owner} {n}: " + " ".join(words[n % 7 : n % 7 + 8]) + "." for n in range(count)]
 
 
 def watcher(store: Store) -> Watcher:
@@ -51,7 +54,7 @@ def test_nothing_is_lost_between_threads_and_processes(tmp_path: Path) -> None:
     path, each = tmp_path / "companion.db", 5
     program = f"""
 import sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path[:0] = {[str(folder) for folder in Path(__file__).parents[:2]]!r}
 from test_companion_side_by_side import Path, Store, replies, see, watcher
 with Store(Path({str(path)!r})) as store:
     watching = watcher(store)
@@ -64,7 +67,8 @@ with Store(Path({str(path)!r})) as store:
             [sys.executable, "-c", program], text=True, stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )  # fmt: skip
-        assert other.stdin is not None and other.stdout is not None
+        assert other.stdin is not None
+        assert other.stdout is not None
         with other:
             assert other.stdout.readline() == "ready\n"
             other.stdin.write("go\n")
@@ -152,3 +156,27 @@ def test_scores_are_taken_over_from_the_same_heads_only() -> None:
         third = DriftMonitor(backbone=False)
         third.load_state({**state, "scores": given})
         assert third.state_dict() == first.state_dict()
+
+
+def test_words_that_two_companions_heard_are_counted_together(tmp_path: Path) -> None:
+    path = tmp_path / "companion.db"
+    with Store(path) as one, Store(path) as two:
+        pair = [world.companion(one), world.companion(two)]
+        for talk, store in zip(pair, (one, two), strict=True):
+            learned = store.module_states.get("context_tracker")
+            talk._modules.factory.register_module(
+                "context_tracker", ContextTracker(learned=learned, use_encoder=False)
+            )
+        said = ["that is glorpina", "so zorpi today", "glorpina once more", "zorpi it is"]
+        for n, text in enumerate(said):
+            pair[n // 2 % 2].chat_sync(text)
+        state = one.module_states.get("context_tracker")
+        assert state["seen"] == {"glorpina": [2, 2], "zorpi": [2, 2]}
+        # The first one knows of all uses after its next message, and the term counts for both.
+        pair[0].chat_sync("glorpina again")
+        pair[0].chat_sync("glorpina for ever")
+        pair[1].chat_sync("hello")
+        assert list(two.module_states.get("context_tracker")["learned"]) == ["glorpina"]
+        assert two.module_states.get("context_tracker")["seen"] == {"zorpi": [2, 2]}
+        for talk in pair:
+            talk.close()

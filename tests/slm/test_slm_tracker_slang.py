@@ -239,6 +239,29 @@ def test_a_term_needs_several_uses_and_messages():
     assert TermLearner(table(), Lexicon([]), state=learner.to_dict()).observe("zorpy") == []
 
 
+def test_learners_that_share_a_state_count_as_one_would():
+    one, first, second = (TermLearner(table(), Lexicon([])) for _ in range(3))
+    state = None
+    for n, text in enumerate(["so zorpi", "glorpin", "zorpi glorpin", "vlimpo", "zorpi", "vlimpo"]):
+        one.observe(text)
+        learner = (first, second)[n % 2]
+        learner.observe(text)
+        # What is shared and not kept is offered again, and counted once.
+        learner.share(state)
+        if n % 3:
+            state = learner.share(state)
+            learner.kept()
+    state = second.share(first.share(state))
+    assert state["seen"] == one.to_dict()["seen"]
+    assert state["learned"].keys() == one.learned.keys() == {"zorpi"}
+    assert first.share(second.to_dict()) == second.to_dict()
+    # What was forgotten by one is forgotten by all.
+    second.forget("zorpi")
+    first.share(second.share(None))
+    assert first.learned == {}
+    assert first.observe("zorpi zorpi") == []
+
+
 def test_a_state_that_is_none_is_refused():
     with pytest.raises(SLMError, match="to_dict"):
         TermLearner(table(), LEXICON, state={"seen": {"a": 3}})
