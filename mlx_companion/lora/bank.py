@@ -7,6 +7,7 @@
         logits = lm.model(tokens)                       # (3, L)
     replies = bank.generate(lm, prompts, ["tutor", "poet", None])
     bank.swap("poet", "runs/poet-2")                    # the base is neither read nor written
+    bank.refresh("tutor")                               # read again, where its folder has changed
     bank.detach()                                       # the very modules that were there before
 
 The base's product is computed once for the whole batch; only the small products differ by row
@@ -35,7 +36,7 @@ from mlx_companion.errors import AdapterError
 from mlx_companion.lora.attach import is_attached, replace_modules
 from mlx_companion.lora.bank_generation import BankRows, PromptCaches
 from mlx_companion.lora.bank_rows import ActiveRows, BankLinear, LoadedAdapter, Stacks
-from mlx_companion.lora.bank_source import Source, read_source
+from mlx_companion.lora.bank_source import Origin, Source, read_source
 from mlx_companion.lora.config import LoraConfig
 from mlx_companion.lora.layers import BASE_TYPES
 from mlx_companion.models.generation import Reply, batch_generate
@@ -77,6 +78,7 @@ class AdapterBank:
         self._bases = {path: m for path, m in modules.items() if isinstance(m, BASE_TYPES)}
         self._wrapped: dict[str, nn.Module] = {}
         self._adapters: dict[str, LoadedAdapter] = {}
+        self._origins: dict[str, Origin | None] = {}
         self._stacks: list[Stacks] = []
         self._uses: Counter[LoadedAdapter] = Counter()
         self._versions = 0
@@ -110,11 +112,13 @@ class AdapterBank:
         if not isinstance(name, str) or not name:
             raise AdapterError(f"an adapter's name must be a text, got {name!r}")
         self._require_free(name)
+        # Before it is read, so that what changes meanwhile is read again.
+        origin = Origin.of(source)
         layers = read_source(source, self._bases, config, self.base_sha256)
         with self._lock:
             # Somebody else may have taken it while the file was read.
             self._require_free(name)
-            self._put(name, layers)
+            self._put(name, layers, origin)
 
     def swap(self, name: str, source: Source, config: LoraConfig | None = None) -> None:
         """Put another adapter in the place of one; batches that run end with the old one.
@@ -123,10 +127,32 @@ class AdapterBank:
         stays.
         """
         self._find(name)
+        origin = Origin.of(source)
         layers = read_source(source, self._bases, config, self.base_sha256)
         with self._lock:
             self._forget(self._find(name))
-            self._put(name, layers)
+            self._put(name, layers, origin)
+
+    def refresh(self, name: str) -> bool:
+        """Swap an adapter for what its folder holds by now; cheap when nothing there has changed.
+
+        Returns:
+            Whether it was read again; never for one that came from no folder.
+
+        Raises:
+            AdapterError: no such name, or as in `add`; the old one then stays, and the folder is
+                not read again before it changes again.
+        """
+        self._find(name)
+        before = self._origins.get(name)
+        if before is None:
+            return False
+        now = Origin.of(before.folder)
+        if now == before:
+            return False
+        self._origins[name] = now
+        self.swap(name, before.folder)
+        return True
 
     def remove(self, name: str) -> None:
         """Take an adapter out.
@@ -141,7 +167,7 @@ class AdapterBank:
                     f"a batch is using '{name}'; let it end first, or swap the adapter"
                 )
             self._forget(adapter)
-            del self._adapters[name]
+            del self._adapters[name], self._origins[name]
 
     def cache_key(self, name: str | None) -> CacheKey:
         """What to keep prompt caches under; another one after each swap.
@@ -228,6 +254,7 @@ class AdapterBank:
             replace_modules(self.model, self._wrapped)
             self._wrapped.clear()
             self._adapters.clear()
+            self._origins.clear()
             self._stacks.clear()
 
     @contextmanager
@@ -262,8 +289,9 @@ class AdapterBank:
         self._stacks = [stacks, *self._stacks][:_STACKS_KEPT]
         return stacks
 
-    def _put(self, name: str, layers: Any) -> None:
+    def _put(self, name: str, layers: Any, origin: Origin | None) -> None:
         self._versions += 1
+        self._origins[name] = origin
         self._adapters[name] = LoadedAdapter(name, self._versions, layers)
         new = {path: self._bases[path] for path in layers if path not in self._wrapped}
         made = {path: BankLinear(base, path, self._current) for path, base in new.items()}

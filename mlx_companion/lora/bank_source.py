@@ -7,8 +7,10 @@ serves is not touched.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from copy import copy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,35 @@ from mlx_companion.errors import AdapterError
 from mlx_companion.lora.attach import adapter_layers, attach, load_parameters
 from mlx_companion.lora.bank_rows import LayerUpdate
 from mlx_companion.lora.config import LoraConfig
-from mlx_companion.lora.io import load_adapter
+from mlx_companion.lora.io import CONFIG_FILE, WEIGHTS_FILE, load_adapter
 from mlx_companion.lora.layers import LoRALinear, linear_shape
 
 Source = str | Path | Mapping[str, mx.array] | nn.Module
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The folder of an adapter, and what tells its files from those written there later."""
+
+    folder: Path
+    stamps: tuple[tuple[int, ...] | None, ...]
+
+    @classmethod
+    def of(cls, source: Source) -> Origin | None:
+        """As it is now; None for what is no folder."""
+        if not isinstance(source, str | Path):
+            return None
+        folder = Path(source)
+        return cls(folder, tuple(_stamp(folder / name) for name in (CONFIG_FILE, WEIGHTS_FILE)))
+
+
+def _stamp(path: Path) -> tuple[int, ...] | None:
+    try:
+        state = os.stat(path)
+    except OSError:
+        return None
+    # The time of its last change besides that of its content, which a copy may have set back.
+    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
 
 
 def read_source(

@@ -20,6 +20,8 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from mlx_companion.errors import AdapterError
+from mlx_companion.runtime.logs import get_logger
 from mlx_companion.slm.backbone import BaseSLMAdapter, LanguageModelAdapter
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from mlx_companion.models.prompts import Prompt
 
 T = TypeVar("T")
+_log = get_logger(__name__)
 
 
 class AdaptedBackbone(BaseSLMAdapter):
@@ -35,7 +38,8 @@ class AdaptedBackbone(BaseSLMAdapter):
     Args:
         shared: the backbone.
         adapter: whose the adapter is, usually the module's name.
-        folder: where the adapter lies; read when it is first generated with.
+        folder: where the adapter lies; read when it is first generated with, and again when there
+            is another one by then. What cannot be read leaves the one before in its place.
     """
 
     def __init__(self, shared: LanguageModelAdapter, adapter: str, folder: str | Path) -> None:
@@ -98,6 +102,11 @@ class AdaptedBackbone(BaseSLMAdapter):
         bank = bank_of(self.shared)
         if self._in_bank not in bank:
             bank.add(self._in_bank, self.folder)
+            return bank
+        try:
+            bank.refresh(self._in_bank)
+        except AdapterError as error:
+            _log.warning("the adapter before goes on", extra={"error": str(error)})
         return bank
 
     def _load(self) -> None:

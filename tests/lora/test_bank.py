@@ -239,3 +239,42 @@ def test_batches_of_another_size_are_refused(rows: int) -> None:
     # The rows end with their block, also after an error.
     assert mx.array_equal(model(TOKENS), llama()(TOKENS))
     bank.remove("tutor")
+
+
+def test_an_adapter_is_read_again_when_its_folder_has_changed(tmp_path: Path) -> None:
+    place = tmp_path / "a"
+    save_adapter(place, adapted("tutor"), CONFIGS["tutor"], base_sha256="a" * 64)
+    bank = AdapterBank(llama(), base_sha256="a" * 64)
+    bank.add("a", place)
+    bank.add("tensors", adapter_parameters(adapted("tutor")), CONFIGS["tutor"])
+    key = bank.cache_key("a")
+
+    def said() -> Any:
+        with bank.rows("a"):
+            return np.array(bank.model(TOKENS[:1]))[0]
+
+    assert not bank.refresh("a")
+    assert not bank.refresh("tensors")
+    assert bank.is_current(key)
+    np.testing.assert_allclose(said(), alone("tutor", TOKENS[0]), atol=1e-5)
+    save_adapter(place, adapted("poet"), CONFIGS["poet"], base_sha256="a" * 64)
+    assert bank.refresh("a")
+    assert not bank.is_current(key)
+    assert not bank.refresh("a")
+    np.testing.assert_allclose(said(), alone("poet", TOKENS[0]), atol=1e-5)
+    # What cannot be read is told once and changes nothing.
+    (place / "adapters.safetensors").write_bytes(b"half")
+    with pytest.raises(AdapterError, match="corrupt"):
+        bank.refresh("a")
+    assert not bank.refresh("a")
+    np.testing.assert_allclose(said(), alone("poet", TOKENS[0]), atol=1e-5)
+    # A batch that runs ends with the adapter that it began with.
+    with bank.rows("a"):
+        save_adapter(place, adapted("tutor"), CONFIGS["tutor"], base_sha256="a" * 64)
+        assert bank.refresh("a")
+        found = np.array(bank.model(TOKENS[:1]))[0]
+    np.testing.assert_allclose(found, alone("poet", TOKENS[0]), atol=1e-5)
+    np.testing.assert_allclose(said(), alone("tutor", TOKENS[0]), atol=1e-5)
+    bank.remove("a")
+    with pytest.raises(AdapterError, match="no adapter 'a'"):
+        bank.refresh("a")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import subprocess
 import sys
 import threading
@@ -415,6 +416,30 @@ def test_two_adapters_of_one_module_are_told_apart(
     plain = shared.generate("Say it", 8)
     assert one.generate("Say it", 8) != plain
     assert two.generate("Say it", 8) == plain
+
+
+def test_an_adapter_that_was_trained_again_is_read_again(
+    adapted: tuple[LanguageModelAdapter, Path], tmp_path: Path
+) -> None:
+    shared, folder = adapted
+    lm, config, place = shared.language_model, LoraConfig(rank=4), tmp_path / "mine"
+    # A fresh one changes nothing.
+    attach(lm.model, config)
+    save_adapter(place, lm.model, config, lm.base_sha256)
+    detach(lm.model)
+    plain = shared.generate("Say it", 8)
+    own = AdaptedBackbone(shared, "other", folder).generate("Say it", 8)
+    guard = AdaptedBackbone(shared, "personality_guard", place)
+    assert guard.generate("Say it", 8) == plain != own
+    # Half of a copy: what was read before goes on.
+    shutil.copy(folder / "adapters.safetensors", place)
+    assert guard.generate("Say it", 8) == plain
+    shutil.copy(folder / "adapter_config.json", place)
+    assert guard.generate("Say it", 8) == own
+    # For another companion in the process, too.
+    assert AdaptedBackbone(shared, "personality_guard", place).generate("Say it", 8) == own
+    shutil.rmtree(place)
+    assert guard.generate("Say it", 8) == own
 
 
 def test_a_wrong_adapter_is_told_when_it_is_loaded(
