@@ -126,6 +126,20 @@ def fsync_dir(folder: str | Path) -> None:
         os.close(descriptor)
 
 
+def left_behind(name: str) -> str | None:
+    """What a temporary file or folder was to become; None unless its process is surely gone.
+
+    Args:
+        name: of the file, without its folder.
+    """
+    prefix = f".tmp-{_host()}-"
+    if not name.startswith(prefix):
+        return None
+    pid, _, rest = name.removeprefix(prefix).partition("-")
+    _, _, final = rest.partition("-")
+    return final if final and pid.isdigit() and not _alive(int(pid)) else None
+
+
 def _file_to_write(path: Path) -> Path:
     target = path.resolve() if path.is_symlink() else path
     if target.exists() and not target.is_file():
@@ -195,13 +209,10 @@ def _host() -> str:
 
 def _sweep(target: Path) -> None:
     """Remove what processes that are gone left behind while writing `target`."""
-    prefix = f".tmp-{_host()}-"
     with os.scandir(target.parent) as entries:
-        names = [entry.name for entry in entries if entry.name.startswith(prefix)]
+        names = [entry.name for entry in entries]
     for name in names:
-        pid, _, rest = name.removeprefix(prefix).partition("-")
-        _, _, final = rest.partition("-")
-        if final == target.name and pid.isdigit() and not _alive(int(pid)):
+        if left_behind(name) == target.name:
             _remove(target.parent / name)
 
 

@@ -18,7 +18,7 @@ import sqlite3
 from pathlib import Path
 
 from mlx_companion.errors import StoreError
-from mlx_companion.runtime.files import atomic_path, fsync_dir
+from mlx_companion.runtime.files import atomic_path, fsync_dir, left_behind
 from mlx_companion.store.faults import damaged, explained, files_explained
 from mlx_companion.store.values import now
 
@@ -66,6 +66,15 @@ def list_copies(path: Path) -> list[Path]:
     ]
 
 
+def sweep_copies(path: Path) -> None:
+    """Remove what processes that are gone left of copies half-way; backups themselves stay."""
+    # What cannot be listed or removed stays, which is no reason not to open the database.
+    with contextlib.suppress(OSError):
+        for copy in list_copies(path):
+            if left_behind(copy.name) is not None:
+                copy.unlink(missing_ok=True)
+
+
 def latest_backup(path: Path) -> Path | None:
     """The newest backup of the database at `path`, or None."""
     return next(reversed(list_backups(path)), None)
@@ -87,6 +96,8 @@ def make_backup(path: Path, version: int, keep: int = KEEP) -> Path:
     target = folder / f"{path.stem}-{stamp}Z-v{version}.db"
     with files_explained(target):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # First: what was left is as large as the copy that is to be made.
+        sweep_copies(path)
         with atomic_path(target) as temporary:
             _copy(path, temporary)
             os.chmod(temporary, 0o600)

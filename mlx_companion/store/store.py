@@ -23,7 +23,7 @@ from types import TracebackType
 
 from mlx_companion.errors import StoreError
 from mlx_companion.runtime.paths import data_dir
-from mlx_companion.store.backups import check, make_backup
+from mlx_companion.store.backups import check, make_backup, sweep_copies
 from mlx_companion.store.context import ContextLog
 from mlx_companion.store.database import BUSY_SECONDS, Database
 from mlx_companion.store.examples import Examples, Replay
@@ -59,6 +59,7 @@ class Store:
     ) -> None:
         self.path = Path(path).expanduser().absolute() if path else data_dir() / FILE_NAME
         self.database = Database(self.path, MIGRATIONS, busy_seconds)
+        sweep_copies(self.path)
         self.interactions = Interactions(self.database)
         self.feedback = FeedbackLog(self.database)
         self.examples = Examples(self.database)
