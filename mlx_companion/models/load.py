@@ -22,10 +22,11 @@ import mlx.nn as nn
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_companion.errors import ModelNotFoundError
+from mlx_companion.models.as_read import AsRead
 from mlx_companion.models.fetch import fetch
 from mlx_companion.models.folder import check_folder, load_folder, weight_files
 from mlx_companion.models.gguf import load_gguf
-from mlx_companion.models.gguf_header import is_gguf
+from mlx_companion.models.gguf_header import is_gguf, read_header
 from mlx_companion.models.hashing import content_sha256
 from mlx_companion.models.registry import ALIASES, DEFAULT_MODEL
 from mlx_companion.models.tokenizer import wrap_folder_tokenizer, wrap_gguf_tokenizer
@@ -46,6 +47,7 @@ class LanguageModel:
         path: the folder or GGUF file that the weights came from.
         base_sha256: content hash of the weight files, hex; the same wherever they lie.
         config: the model's configuration, in the terms of its `config.json`.
+        as_read: what `would_load` compares with; None where that cannot be told.
     """
 
     model: nn.Module
@@ -54,6 +56,7 @@ class LanguageModel:
     path: Path
     base_sha256: str
     config: dict[str, Any] = field(default_factory=dict)
+    as_read: AsRead | None = field(default=None, repr=False, compare=False)
 
     def __iter__(self) -> Iterator[Any]:
         yield self.model
@@ -90,16 +93,50 @@ def load(
     if reader is not None:
         return reader(x, dtype=dtype, dequantize=dequantize)
     path = find_model(x)
-    on_cpu = mx.default_device().type == mx.DeviceType.cpu
-    if dequantize is None:
-        dequantize = on_cpu
-    if dtype is None and on_cpu:
-        dtype = mx.float32
+    dtype, dequantize = _suitable(dtype, dequantize)
     loader = _load_gguf_file if path.is_file() else _load_model_folder
     result = loader(path, str(x), dtype, dequantize)
     if not lazy:
         mx.eval(result.model.parameters())
+        result.as_read = AsRead.of(result.model, dtype, dequantize)
     return result
+
+
+def would_load(x: str | Path, lm: LanguageModel) -> bool | None:
+    """Whether `load(x)` would give the weights that a model has, told without reading them.
+
+    Args:
+        x: as in `load`; fetched when need be.
+        lm: a model, without adapters.
+
+    Returns:
+        None where only reading tells: of folders, whose configuration lies beside the weights, of
+        `.sou` files, and of models that were made otherwise.
+
+    Raises:
+        ModelNotFoundError, DownloadError: as in `load`.
+    """
+    if lm.as_read is None or _reader(x) is not None:
+        return None
+    path = find_model(x)
+    if not (path.is_file() and lm.path.is_file()):
+        return None
+    if content_sha256([path]) != lm.base_sha256:
+        return False
+    asked = (lm.as_read.dtype, lm.as_read.dequantize)
+    return asked == _suitable(None, None) and lm.as_read.holds(lm.model)
+
+
+def gguf_tokenizer(x: str | Path) -> TokenizerWrapper:
+    """The tokenizer of a GGUF file, without its weights. Raises as `load`."""
+    return wrap_gguf_tokenizer(read_header(find_model(x)).metadata)
+
+
+def _suitable(dtype: mx.Dtype | None, dequantize: bool | None) -> tuple[mx.Dtype | None, bool]:
+    """What was asked for, and for the rest what suits the machine."""
+    on_cpu = mx.default_device().type == mx.DeviceType.cpu
+    wanted = mx.float32 if dtype is None and on_cpu else dtype
+    return wanted, on_cpu if dequantize is None else dequantize
 
 
 def _reader(x: str | Path) -> Callable[..., LanguageModel] | None:

@@ -11,7 +11,8 @@ of its own over the arrays of the loaded model, which copies nothing::
 Adapters are put on a model by replacing its layers, so they never reach the backbone's. What is
 shared has to be what the backbone's name would load: the same content of the weight files, and the
 same tensors in number type, shape and packing. Otherwise (another model, another packing, such as
-a quantized one) the backbone is loaded apart.
+a quantized one) the backbone is loaded apart. Of a GGUF file that is told without reading its
+weights again, as MLX keeps Python's lock while it reads one.
 
 Arrays are computed before they are shared: one that is still to be computed belongs to the stream
 of the thread that asked for it.
@@ -28,8 +29,7 @@ from mlx_companion.slm.backbone import LanguageModelAdapter, shared_backbone
 from mlx_companion.slm.views import CpuBackbone
 
 if TYPE_CHECKING:
-    import mlx.core as mx
-    import mlx.nn as nn
+    from mlx_lm.tokenizer_utils import TokenizerWrapper
 
     from mlx_companion.models.load import LanguageModel
 
@@ -53,20 +53,25 @@ class ServedBackbone(LanguageModelAdapter):
         self.shared: bool | None = None
 
     def _load(self) -> None:
-        from mlx_companion.models.load import load
-
-        expected = load(self._name, lazy=True)
-        self.shared = _same(expected, self._view)
-        if self.shared:
-            # A tokenizer of its own, as it is used on a thread of its own.
-            self._source = dataclasses.replace(
-                self._view, tokenizer=expected.tokenizer, source=expected.source
-            )
+        tokenizer = self._same_tokenizer()
+        self.shared = tokenizer is not None
+        if tokenizer is not None:
+            self._source = dataclasses.replace(self._view, tokenizer=tokenizer, source=self._name)
         else:
             told = {"backbone": self._name, "served": self._view.source}
             _log.info("the modules' backbone is loaded apart from the model that answers", told)
             self._source = self._apart()
         super()._load()
+
+    def _same_tokenizer(self) -> TokenizerWrapper | None:
+        """A tokenizer of its own, as it is used on a thread of its own; None: another model."""
+        from mlx_companion.models.load import gguf_tokenizer, load, would_load
+
+        same = would_load(self._name, self._view)
+        if same is None:
+            expected = load(self._name, lazy=True)
+            return expected.tokenizer if _same(expected, self._view) else None
+        return gguf_tokenizer(self._name) if same else None
 
     def _apart(self) -> LanguageModel | str:
         return shared_backbone(self._name).language_model
@@ -121,29 +126,9 @@ def _twin(value: Any, made: dict[int, Any]) -> Any:
 
 
 def _same(expected: LanguageModel, served: LanguageModel) -> bool:
-    if expected.base_sha256 != served.base_sha256:
-        return False
-    theirs, ours = _arrays(expected.model), _arrays(served.model)
-    if {name: _layout(one) for name, one in theirs.items()} != {
-        name: _layout(one) for name, one in ours.items()
-    }:
-        return False
+    from mlx_companion.models.as_read import AsRead
+
     # The hash is of the files: training all weights in memory leaves it as it was, and moves norms.
-    return all(_equal(one, ours[name]) for name, one in theirs.items() if one.ndim == 1)
-
-
-def _arrays(model: nn.Module) -> dict[str, mx.array]:
-    from mlx.utils import tree_flatten
-
-    arrays: Any = tree_flatten(model.parameters())
-    return dict(arrays)
-
-
-def _layout(array: mx.array) -> tuple[Any, ...]:
-    return array.dtype, tuple(array.shape)
-
-
-def _equal(one: mx.array, other: mx.array) -> bool:
-    import mlx.core as mx
-
-    return bool(mx.array_equal(one, other))
+    return expected.base_sha256 == served.base_sha256 and AsRead.of(
+        expected.model, None, dequantize=False
+    ).holds(served.model)

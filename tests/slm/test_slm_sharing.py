@@ -6,16 +6,19 @@ import gc
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from gguf_files import write_gguf
 from mlx.utils import tree_flatten
 from tiny import tiny_llama
 
 from mlx_companion.lora import LoraConfig, adapter_parameters, attach, detach, is_attached
 from mlx_companion.models import LanguageModel, generate, load
+from mlx_companion.models.load import would_load
 from mlx_companion.runtime.config import load_config
 from mlx_companion.slm import backbone as backbone_module
 from mlx_companion.slm.backbone import LanguageModelAdapter, shared_backbone
@@ -168,6 +171,81 @@ def test_the_same_content_in_another_folder_is_shared(folder: Path, tmp_path: Pa
     own = ServedBackbone(str(folder), load(again))
     own.load()
     assert own.shared
+
+
+@pytest.fixture
+def gguf(folder: Path, tmp_path: Path) -> Path:
+    write_gguf(tmp_path / "m.gguf", folder, "Q8_0")
+    return tmp_path / "m.gguf"
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files whose weights MLX reads from here on."""
+    found: list[str] = []
+    plain = mx.load
+
+    def note(path: str, *rest: Any, **named: Any) -> Any:
+        found.append(str(path))
+        return plain(path, *rest, **named)
+
+    monkeypatch.setattr(mx, "load", note)
+    return found
+
+
+@pytest.mark.usefixtures("way")
+def test_a_gguf_file_is_read_once(gguf: Path, tmp_path: Path, reads: list[str]) -> None:
+    served = load(gguf)
+    assert reads == [str(gguf)]
+    adapt(served)
+    # By another name of the same content, too.
+    again = tmp_path / "again.gguf"
+    again.write_bytes(gguf.read_bytes())
+    for name in (gguf, again):
+        own = ServedBackbone(str(name), served)
+        features = own.features(TEXTS)
+        assert own.shared
+        assert len(reads) == 1
+        assert own.language_model.tokenizer is not served.tokenizer
+        assert own.language_model.source == str(name)
+        apart = LanguageModelAdapter(str(name))
+        np.testing.assert_array_equal(features, apart.features(TEXTS))
+        del reads[1:]
+
+
+GGUF_DIFFERENT: dict[str, Callable[[Path], LanguageModel]] = {
+    "half precision": lambda path: load(path, dtype=mx.float16),
+    "packed": lambda path: load(path, dequantize=False),
+    "quantized": quantized,
+    "trained in memory": trained,
+}
+
+
+@pytest.mark.parametrize("how", list(GGUF_DIFFERENT))
+def test_what_became_another_than_its_file_is_loaded_apart(
+    gguf: Path, how: str, reads: list[str]
+) -> None:
+    served = GGUF_DIFFERENT[how](gguf)
+    del reads[:]
+    own = ServedBackbone(str(gguf), served)
+    own.load()
+    assert own.shared is False
+    assert reads == [str(gguf)]
+
+
+def test_a_file_that_was_replaced_is_another_model(gguf: Path, tmp_path: Path) -> None:
+    served = load(gguf)
+    write_gguf(gguf, tiny_llama(tmp_path / "other", seed=1), "Q8_0")
+    own = ServedBackbone(str(gguf), served)
+    own.load()
+    assert own.shared is False
+
+
+def test_a_vector_that_was_written_into_is_noticed(gguf: Path) -> None:
+    served = load(gguf)
+    norm = served.model.model.norm.weight
+    norm[0] = norm[0] + 1
+    assert would_load(gguf, served) is False
 
 
 @pytest.mark.usefixtures("way")
