@@ -24,6 +24,10 @@ A reply goes this way:
 
 A step that fails is recorded in the trace and the reply goes on without it; only `generate` and
 `keep` are needed. Nothing leaves the machine, unless the research tool that was given does that.
+
+This module imports nothing but the standard library and its like, so that its name may be mentioned
+where an event loop runs. What it works with is imported when a companion is made, on whichever
+thread that is: MLX, tokenizers and SciPy take more than a second.
 """
 
 from __future__ import annotations
@@ -31,37 +35,31 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from mlx_companion.errors import LoopError, StoreError
-from mlx_companion.loop.chat import Chat, Turn
-from mlx_companion.loop.config import LoopConfig
-from mlx_companion.loop.habits import SOURCE, habits_of
-from mlx_companion.loop.modules import Modules
-from mlx_companion.loop.presence import Presence
-from mlx_companion.loop.probing import check_probes
-from mlx_companion.loop.prompting import Known, built_prompt, polish
-from mlx_companion.loop.served import ServedModel
 from mlx_companion.loop.trace import Trace, short
 from mlx_companion.loop.turns import Turns
-from mlx_companion.models.generation import Reply
-from mlx_companion.runtime.config import load_config
 from mlx_companion.runtime.stop import NEVER, EitherSwitch, StopSwitch
 from mlx_companion.slm.lanes import Lane
-from mlx_companion.slm.results import ContextResult, DriftResult
-from mlx_companion.slm.sync import Change, ContextSyncManager, QueueReport, SyncConfig
 from mlx_companion.slm.worker import Worker
-from mlx_companion.store import ContextEntry, Interaction, Store
-from mlx_companion.store.erase import forget as erase_learned
 
 if TYPE_CHECKING:
+    from mlx_companion.loop.chat import Chat, Turn
+    from mlx_companion.loop.config import LoopConfig
+    from mlx_companion.loop.prompting import Known
+    from mlx_companion.loop.served import ServedModel
     from mlx_companion.models import LanguageModel
+    from mlx_companion.models.generation import Reply
     from mlx_companion.slm.config import SLMConfig
     from mlx_companion.slm.factory import SLMFactory
+    from mlx_companion.slm.results import ContextResult, DriftResult
+    from mlx_companion.slm.sync import Change, QueueReport, SyncConfig
+    from mlx_companion.store import ContextEntry, Interaction, Store
 
 __all__ = ["Companion", "CompanionReply"]
 
@@ -113,10 +111,17 @@ class Companion:
         seed: int | None = None,
         budget_tokens: int = 400,
     ) -> None:
+        # All that the steps use as well: the first message comes on the event loop's thread.
+        from mlx_companion.loop import habits, probing, prompting  # noqa: F401
+        from mlx_companion.loop.conversation import Conversation
+        from mlx_companion.loop.modules import Modules
+        from mlx_companion.loop.presence import Presence
+        from mlx_companion.slm.sync import ContextSyncManager
+
         self.served = served
         self.store = store
         self.sync = ContextSyncManager(store, sync)
-        self.conversation: Chat = _Conversation(self, seed)
+        self.conversation: Chat = Conversation(self, seed)
         self.research = research
         self.last_trace: Trace | None = None
         self._research_seconds = research_seconds
@@ -155,6 +160,9 @@ class Companion:
             AdapterError: the adapter of the active version is missing or changed.
             LoopError: the store's versions belong to another base model.
         """
+        from mlx_companion.loop.served import ServedModel
+        from mlx_companion.store import Store
+
         opened = store if isinstance(store, Store) else Store(store)
         try:
             settings = _settings(opened, config, model, profile)
@@ -254,6 +262,8 @@ class Companion:
             LoopError: a reply is being made.
             StoreError: another process is reading the store, or `improve` is running.
         """
+        from mlx_companion.store.erase import forget as erase_learned
+
         with self._turns.idle():
             self.last_trace = None
             try:
@@ -279,6 +289,8 @@ class Companion:
             Whether it drifted; None when the answers were taken as the accepted ones, as they are
             the first time.
         """
+        from mlx_companion.loop.probing import check_probes
+
         work = lambda: check_probes(self.served, self.store, accept=accept)  # noqa: E731
         return self._model_thread.submit(work).result()
 
@@ -304,6 +316,8 @@ class Companion:
         self.close()
 
     async def _listen(self, turn: Turn, trace: Trace) -> Known:
+        from mlx_companion.loop.prompting import Known
+
         known = Known()
         with trace.step("listen", turn.prompt) as step:
             await asyncio.to_thread(self._catch_up)
@@ -320,6 +334,8 @@ class Companion:
         return known
 
     def _learn(self, heard: ContextResult | None) -> tuple[dict[str, Any], QueueReport]:
+        from mlx_companion.loop.habits import SOURCE, habits_of
+
         # First what others left there: a full queue would take nothing, this time and ever after.
         self.sync.process_queue()
         if heard is not None:
@@ -354,6 +370,8 @@ class Companion:
         return found
 
     async def _prompt(self, known: Known, trace: Trace) -> str | None:
+        from mlx_companion.loop.prompting import built_prompt
+
         with trace.step("prompt", known.facts) as step:
             built = await asyncio.to_thread(
                 built_prompt, self.served.profile, known, self._budget, self._count_tokens
@@ -394,6 +412,8 @@ class Companion:
         return reply
 
     async def _mend(self, text: str, turn: Turn, known: Known, trace: Trace) -> str:
+        from mlx_companion.loop.prompting import polish
+
         item = {"text": text, "user_name": known.name, "prompt": turn.prompt}
         found = None
         with trace.step("guard", text) as step:
@@ -434,22 +454,6 @@ class Companion:
         self._presence.tell(self.served.version_id, self._modules.orchestrator.status())
 
 
-class _Conversation(Chat):
-    """The companion's conversation, for whoever talks through a `Chat`, as the terminal does."""
-
-    def __init__(self, companion: Companion, seed: int | None) -> None:
-        super().__init__(companion.served, companion.store, seed)
-        self.learning = self._whole = companion
-
-    def say(
-        self, prompt: str, switch: StopSwitch = NEVER
-    ) -> Generator[str, None, Interaction | None]:
-        """The reply in one piece, since the guard has to see all of it first."""
-        reply = self._whole.chat_sync(prompt, switch=switch)
-        yield reply.text
-        return reply.interaction
-
-
 def _drain(pieces: Any) -> Reply:
     while True:
         try:
@@ -464,6 +468,9 @@ def _settings(
     model: str | LanguageModel | None,
     profile: str | Path | None,
 ) -> LoopConfig:
+    from mlx_companion.loop.config import LoopConfig
+    from mlx_companion.runtime.config import load_config
+
     changes: dict[str, Any] = {}
     if isinstance(model, str):
         changes["model"] = model

@@ -258,7 +258,7 @@ def test_rules_answer_for_a_broken_guard_and_classifier(store: Store) -> None:
 def test_steps_of_our_own_may_fail_too(
     companion: Companion, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mlx_companion.loop import companion as module
+    from mlx_companion.loop import prompting as module
 
     def broken(*_: object, **__: object) -> None:
         raise OSError("no")

@@ -42,10 +42,39 @@ from mlx_companion.store import Store
 with Store(sys.argv[1]) as store, world.companion(store) as companion:
     watched(lambda: companion.chat("hello, call me Max, no emoji today"))
 """
-MODULES = """
-from mlx_companion.slm import SLMOrchestrator
+MENTION = """
+async def work():
+    import mlx_companion as mc
+    before = set(sys.modules)
+    mc.Companion
+    added = {name.partition(".")[0] for name in set(sys.modules) - before}
+    assert added <= {"mlx_companion", *sys.stdlib_module_names}, added
+    assert await asyncio.to_thread(lambda: mc.Companion.open.__name__) == "open"
 
-orchestrator = SLMOrchestrator()
+watched(work)
+"""
+OPEN = """
+from tiny import tiny_llama
+from pathlib import Path
+import mlx_companion as mc
+mc.Companion
+folder = str(tiny_llama(Path(sys.argv[1]).parent / "model"))
+
+async def work():
+    companion = await asyncio.to_thread(
+        lambda: mc.Companion.open(store=sys.argv[1], model=folder)
+    )
+    companion.learned()
+    await asyncio.to_thread(companion.close)
+
+watched(work)
+"""
+MODULES = """
+from slm_stand_ins import PATIENT
+from mlx_companion.runtime.config import load_config
+from mlx_companion.slm import SLMConfig, SLMOrchestrator
+
+orchestrator = SLMOrchestrator(load_config(SLMConfig, overrides=PATIENT))
 
 async def work():
     await orchestrator.start(["context_tracker", "personality_guard"])
@@ -77,7 +106,15 @@ def imported(script: str, database: Path) -> list[str]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("script", [CHAT, MODULES], ids=["companion", "orchestrator"])
+def test_naming_the_companion_imports_no_other_package(tmp_path: Path) -> None:
+    seen = imported(MENTION, tmp_path / "companion.db")
+    assert "mlx_companion.loop.companion" in seen
+    assert "mlx_companion.loop.modules" not in seen
+
+
+@pytest.mark.parametrize(
+    "script", [CHAT, OPEN, MODULES], ids=["companion", "opened", "orchestrator"]
+)
 def test_the_loops_thread_imports_nothing(script: str, tmp_path: Path) -> None:
     assert imported(script, tmp_path / "companion.db") == []
 
