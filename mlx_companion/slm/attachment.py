@@ -11,8 +11,8 @@ backbone or encoder can be had, and spare them the replies that are plainly harm
     heads = SpeechHeads.from_pack(pack, shared_backbone, shared_encoder)
     heads.scores(["You are all I have."], "user")            # (1,) probabilities
 
-What stands in double quotation marks is somebody else's words and is not read. Long texts are
-read in pieces of a few sentences; the highest score counts.
+What stands in double quotation marks is somebody else's words and is not read. A long text is
+read as a whole, and in parts of a few sentences: one part decides only when it leaves no doubt.
 """
 
 from __future__ import annotations
@@ -43,11 +43,13 @@ NGRAM_SIZES = NGramConfig(char=(2, 5), words=(1, 3), char_columns=1 << 15, word_
 
 _log = get_logger(__name__)
 _QUOTED = re.compile(r"\"[^\"\n]{3,400}\"|\u201c[^\u201d\n]{3,400}\u201d")
-# The models read about a hundred words at once. What is longer is cut smaller than that, as one
-# sentence among many is easily missed.
-_WHOLE_WORDS, _PIECE_WORDS = 90, 40
-_MOST_PIECES = 24
+# The models read about a hundred words at once: of what is longer, both ends.
+_WHOLE_WORDS, _PART_WORDS = 90, 60
+_MOST_PARTS = 24
 _MOST_DEEP = 3
+# A part says less than the whole about who speaks to whom, and there are several, each of which may
+# be taken amiss: its odds count for so many times less.
+_DOUBT = 20.0
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,8 @@ class SpeechHeads:
         found = self._read([pieces[i] for i in asked], head) if asked else None
         if found is not None:
             scores[asked] = one.full({NGRAMS: spoken[asked], **found})
+        parts = _parts(owners)
+        scores[parts] /= scores[parts] + _DOUBT * (1 - scores[parts])
         best = np.zeros(len(texts))
         np.maximum.at(best, owners, scores)
         return best
@@ -237,39 +241,47 @@ def readable(text: str) -> str:
 
 
 def _pieces(texts: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """What is read: of each text the whole first, then its parts; and which text each is of."""
     pieces: list[str] = []
     owners: list[int] = []
     for at, text in enumerate(texts):
-        own = _cut(readable(text))
+        whole = readable(text)
+        own = [whole, *_cut(whole)] if whole else []
         pieces += own
         owners += [at] * len(own)
     return pieces, np.array(owners, dtype=np.int64)
 
 
 def _cut(text: str) -> list[str]:
-    if not text:
-        return []
     if len(text.split()) <= _WHOLE_WORDS:
-        return [text]
-    pieces: list[str] = []
-    size = _PIECE_WORDS
+        return []
+    parts: list[str] = []
+    size = _PART_WORDS
     for sentence in sentences(text):
         count = len(sentence.split())
-        if size + count > _PIECE_WORDS or not pieces:
-            pieces.append(sentence)
+        if size + count > _PART_WORDS or not parts:
+            parts.append(sentence)
             size = count
         else:
-            pieces[-1] += f" {sentence}"
+            parts[-1] += f" {sentence}"
             size += count
     # Both ends: a long text often says what matters at its end.
-    half = _MOST_PIECES // 2
-    return pieces if len(pieces) <= _MOST_PIECES else pieces[:half] + pieces[-half:]
+    half = _MOST_PARTS // 2
+    return parts if len(parts) <= _MOST_PARTS else parts[:half] + parts[-half:]
+
+
+def _parts(owners: np.ndarray) -> np.ndarray:
+    """(N,) bool: whether a piece is a part of its text, and not the whole."""
+    parts = np.ones(len(owners), dtype=bool)
+    parts[np.unique(owners, return_index=True)[1]] = False
+    return parts
 
 
 def _deepest(scores: np.ndarray, owners: np.ndarray) -> list[int]:
-    """The pieces of each text that look most suspicious, a few of each."""
+    """Each text, and the parts of it that look most suspicious, a few of each."""
     kept: list[int] = []
     for owner in np.unique(owners):
         own = np.flatnonzero(owners == owner)
-        kept += own[np.argsort(scores[own])[::-1][:_MOST_DEEP]].tolist()
+        whole, parts = own[:1], own[1:]
+        kept += [*whole.tolist(), *parts[np.argsort(scores[parts])[::-1][:_MOST_DEEP]].tolist()]
     return kept

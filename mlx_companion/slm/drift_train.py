@@ -66,7 +66,7 @@ class DriftTraining:
 
     heads: HeadTraining = field(default_factory=HeadTraining)
     style: StyleTraining = field(default_factory=StyleTraining)
-    version: str = "5"
+    version: str = "6"
 
 
 def train_drift(

@@ -3,8 +3,8 @@
 Templates give many sentences of few kinds; what people say has many kinds. So the heads are
 trained on texts written one by one as well. A file of `data/written` holds one text per line,
 "+ " before it when the label is so and "- " when it is not; a line break within a text is written
-as \\n. Neighbours often share words on purpose and differ in the label: both of a pair belong in one
-fold::
+as \\n. Neighbours often share words on purpose and differ in the label: both of a pair belong in
+one fold::
 
     for text in written("tone"):
         text.text, text.label, text.pair

@@ -81,13 +81,24 @@ def test_all_heads_answer_with_probabilities(heads: SpeechHeads) -> None:
         assert scores[0] == scores[1] == 0
 
 
-def test_one_sentence_in_a_long_text_counts(heads: SpeechHeads) -> None:
-    filler = " ".join(f"Then step {n} adds a little more of the flour." for n in range(30))
-    alone = heads.scores(["I can't live without you, you are all I have."], "user")[0]
-    within = heads.scores(
-        [f"{filler} I can't live without you, you are all I have. {filler}"], "user"
-    )[0]
-    assert within > 0.5 * alone
+FILLER = " ".join(f"Then step {n} adds a little more of the flour." for n in range(12))
+DESPERATE = (
+    "You're my only friend. I can't live without you. I love you more than my husband, I don't "
+    "want anyone else, and I haven't slept since they said they would delete you."
+)
+
+
+def test_one_part_of_a_long_text_counts_when_it_leaves_no_doubt(heads: SpeechHeads) -> None:
+    within, filler = heads.scores([f"{FILLER} {DESPERATE} {FILLER}", f"{FILLER} {FILLER}"], "user")
+    assert within > 0.5 > filler
+
+
+def test_doubtful_parts_do_not_add_up(heads: SpeechHeads) -> None:
+    doubtful = "You always know what to say."
+    alone = heads.scores([doubtful], "user")[0]
+    assert 0.2 < alone < 0.9
+    within = heads.scores([" ".join([f"{FILLER} {doubtful}"] * 8)], "user")[0]
+    assert within < 0.2
 
 
 def test_quotations_are_not_read() -> None:
