@@ -63,9 +63,10 @@ WRITTEN: dict[str, tuple[str, ...]] = {
 }
 # Heads that read replies of the assistant, for which generated replies are harmless examples.
 _OF_REPLIES = ("assistant", "boundary", "hostile")
-# Half of the rows are what a head looks for. In life few messages and fewer replies cling: the log
-# odds are lowered by so much, which costs little on unseen lines and spares ordinary ones.
-_RARER = {"user": 0.5, "assistant": 0.5}
+# Half of the rows are what a head looks for. In life few messages cling, and fewer replies cling,
+# overstep or are rude: the log odds are lowered by so much, which costs little on unseen lines and
+# spares ordinary texts.
+_RARER = 0.5
 # Messages are single and worth a forward pass; of many replies only the suspicious are.
 _FLOORS = {"user": 0.0}
 _FLOOR = 0.04
@@ -183,7 +184,7 @@ def train_head(
     metrics: dict[str, Any] = {"rows": len(every)}
     for kind, experts in {"full": tuple(fits), "plain": (NGRAMS,)}.items():
         logits = {one: held_out[one] for one in experts}
-        blend = fit_blend(logits, rows.labels, rows.weights).lowered(_RARER.get(name, 0.0))
+        blend = fit_blend(logits, rows.labels, rows.weights).lowered(_RARER)
         settings[kind] = blend.to_settings()
         metrics[kind] = _measured(blend, logits, rows)
     return TrainedHead(arrays, settings, metrics)
