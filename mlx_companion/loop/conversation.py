@@ -1,7 +1,7 @@
 """The companion's conversation, for whoever talks through a `Chat`, as the terminal does::
 
-    talk = Conversation(companion, seed=None)
-    for piece in talk.say("hello"): print(piece)      # the reply in one piece
+talk = Conversation(companion, seed=None)
+for piece in talk.say("hello"): print(piece)      # the reply in one piece
 """
 
 from __future__ import annotations

@@ -46,7 +46,6 @@ _QUOTED = re.compile(r"\"[^\"\n]{3,400}\"|\u201c[^\u201d\n]{3,400}\u201d")
 # The models read about a hundred words at once: of what is longer, both ends.
 _WHOLE_WORDS, _PART_WORDS = 90, 60
 _MOST_PARTS = 24
-_MOST_DEEP = 3
 # A part says less than the whole about who speaks to whom, and there are several, each of which may
 # be taken amiss: its odds count for so many times less.
 _DOUBT = 20.0
@@ -278,10 +277,9 @@ def _parts(owners: np.ndarray) -> np.ndarray:
 
 
 def _deepest(scores: np.ndarray, owners: np.ndarray) -> list[int]:
-    """Each text, and the parts of it that look most suspicious, a few of each."""
+    """Each text, and the part of it that looks most suspicious."""
     kept: list[int] = []
     for owner in np.unique(owners):
-        own = np.flatnonzero(owners == owner)
-        whole, parts = own[:1], own[1:]
-        kept += [*whole.tolist(), *parts[np.argsort(scores[parts])[::-1][:_MOST_DEEP]].tolist()]
+        whole, *parts = np.flatnonzero(owners == owner).tolist()
+        kept += [whole, *sorted(parts, key=lambda part: scores[part])[-1:]]
     return kept
