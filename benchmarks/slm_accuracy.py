@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import common
 from benchmarks.bpb_plot import Chart, linear
 from benchmarks.slm_gold import GOLD, LATER, MEASURES
+from benchmarks.slm_scores import pooled
 
 RATES = ("accuracy", "precision", "recall", "f1", "false_positives")
 # What the modules are built to reach on public data: set, figure, which way, by how much.
@@ -116,7 +117,7 @@ def reliability(modules: Mapping[str, Any]) -> str:
     """The text of the reliability plot's file."""
     chart = Chart(
         "How often what is given a probability is so",
-        "ten bins each; on the diagonal the probability is right",
+        "all sets together, ten bins each; on the diagonal the probability is right",
         linear(0, 1, "probability given"),
         linear(0, 1, "share that is so"),
         right=200,
@@ -126,16 +127,23 @@ def reliability(modules: Mapping[str, Any]) -> str:
     chart.line("axis", x1, x2, y1, y2)
     drawn = [(title, *of) for title, of in SERIES.items() if of[0] in modules]
     for number, (title, module, figure, style) in enumerate(drawn):
-        bins = modules[module][figure]["reliability"]
-        places = [chart.at(one["chance"], one["share"]) for one in bins]
+        # A later set's figures have the set's name before their own.
+        sets = [
+            found
+            for name, found in modules[module].items()
+            if name == figure or name.endswith(f" set, {figure}")
+        ]
+        told = pooled(sets)
+        places = [chart.at(one["chance"], one["share"]) for one in told["reliability"]]
         points = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
         chart.add("polyline", f"curve {style}", points=points)
         for place in places:
             chart.mark(style, *place, size=4)
         y = 90 + 22 * number
         chart.mark(style, chart.right + 18, y - 4, size=5)
-        error = modules[module][figure]["calibration_error"]
-        chart.text(f"{title}, {error:.3f} off", chart.right + 30, y, f"name {style}")
+        chart.text(
+            f"{title}, {told['calibration_error']:.3f} off", chart.right + 30, y, f"name {style}"
+        )
     return chart.done()
 
 

@@ -3,6 +3,7 @@
 binary(gold, found)          accuracy, precision, recall, F1, false positives of a yes or no
 counts(rows)                 the same for things found in texts, several in each
 calibration(gold, chance)    calibration error and the points of a reliability plot
+pooled(calibrations)         those of several sets as one
 surest(gold, chance)         accuracy and false positives on the surest 85 %
 concordance(gold, value)     how often a higher label has the higher value
 
@@ -12,7 +13,7 @@ Intervals are for 95 %: Wilson's for shares, percentiles of 2,000 resamples (see
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
@@ -107,6 +108,23 @@ def calibration(gold: Sequence[bool], chance: Sequence[float]) -> dict[str, Any]
         "brier": float(((given - is_so) ** 2).mean()),
         "reliability": bins,
     }
+
+
+def pooled(calibrations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Calibration error and points of several sets together, from what `calibration` gave."""
+    points = [point for one in calibrations for point in one["reliability"]]
+    bins = []
+    for place in range(BINS):
+        own = [one for one in points if min(int(one["chance"] * BINS), BINS - 1) == place]
+        rows = sum(one["rows"] for one in own)
+        if rows:
+            means = {
+                name: sum(one[name] * one["rows"] for one in own) / rows
+                for name in ("chance", "share")
+            }
+            bins.append({**means, "rows": rows})
+    off = sum(abs(one["chance"] - one["share"]) * one["rows"] for one in bins)
+    return {"calibration_error": off / sum(one["rows"] for one in bins), "reliability": bins}
 
 
 def surest(gold: Sequence[bool], chance: Sequence[float]) -> dict[str, Any]:

@@ -52,6 +52,17 @@ def test_calibration_error_of_two_bins() -> None:
     assert [one["rows"] for one in found["reliability"]] == [2, 2]
 
 
+def test_sets_are_pooled_as_if_they_were_one() -> None:
+    rng = np.random.default_rng(5)
+    chance = rng.random(90)
+    gold = rng.random(90) < chance
+    parts = [slm_scores.calibration(gold[i:j], chance[i:j]) for i, j in ((0, 20), (20, 90))]
+    found, expected = slm_scores.pooled(parts), slm_scores.calibration(gold, chance)
+    assert found["calibration_error"] == pytest.approx(expected["calibration_error"])
+    for one, other in zip(found["reliability"], expected["reliability"], strict=True):
+        assert one == pytest.approx(other)
+
+
 def test_the_surest_leave_the_even_ones_out() -> None:
     chance = [0.99] * 17 + [0.45] * 3
     found = slm_scores.surest([True] * 20, chance)
