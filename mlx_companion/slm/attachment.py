@@ -270,16 +270,15 @@ def _cut(text: str) -> list[str]:
 
 
 def _parts(owners: np.ndarray) -> np.ndarray:
-    """(N,) bool: whether a piece is a part of its text, and not the whole."""
-    parts = np.ones(len(owners), dtype=bool)
-    parts[np.unique(owners, return_index=True)[1]] = False
+    """(N,) bool: whether a piece is a part of its text; the whole is the first of each text."""
+    parts: np.ndarray = np.diff(owners, prepend=-1) == 0
     return parts
 
 
 def _deepest(scores: np.ndarray, owners: np.ndarray) -> list[int]:
     """Each text, and the part of it that looks most suspicious."""
+    starts = np.flatnonzero(~_parts(owners))
     kept: list[int] = []
-    for owner in np.unique(owners):
-        whole, *parts = np.flatnonzero(owners == owner).tolist()
-        kept += [whole, *sorted(parts, key=lambda part: scores[part])[-1:]]
+    for whole, *parts in np.split(np.arange(len(owners)), starts[1:]):
+        kept += [int(whole), *(int(part) for part in sorted(parts, key=scores.__getitem__)[-1:])]
     return kept
