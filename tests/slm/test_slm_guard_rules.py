@@ -5,7 +5,11 @@ from __future__ import annotations
 import pytest
 from patience import not_hanging
 
+from mlx_companion.personality.guard_settings import KNOWN_TOPICS
+from mlx_companion.slm import load_pack
 from mlx_companion.slm.guard import PersonalityGuard
+from mlx_companion.slm.guard_text import GuardRules
+from mlx_companion.slm.packs import packaged
 
 GUARD = PersonalityGuard(level="monitor")
 MENDING = PersonalityGuard()
@@ -146,6 +150,11 @@ def test_broken(rule: str, text: str) -> None:
 @pytest.mark.parametrize(("rule", "text"), _pairs(KEPT))
 def test_kept(rule: str, text: str) -> None:
     assert rule not in GUARD.process(text).violations_detected
+
+
+def test_topics_that_profiles_may_name_are_those_of_the_pack() -> None:
+    rules = load_pack(packaged("personality_guard"), "personality_guard").rules
+    assert set(GuardRules(rules or "").topics) == set(KNOWN_TOPICS)
 
 
 def test_spans_are_exact() -> None:
