@@ -32,7 +32,7 @@ LATER = {
     "queries": ("second", "third"),
     "responses": ("second", "third", "fourth", "fifth", "sixth", "seventh"),
     "messages": ("second", "third"),
-    "attachment": ("second", "third", "fourth", "long"),
+    "attachment": ("second", "third", "fourth", "fifth", "long"),
 }
 DEPTHS = {"low": 0, "medium": 1, "high": 2}
 # A reply needs something to be compared with; this one says nothing about the voice.

@@ -40,6 +40,7 @@ AT_LEAST = {
     "attachment_second": 150,
     "attachment_third": 300,
     "attachment_fourth": 500,
+    "attachment_fifth": 1000,
     "attachment_long": 120,
     "histories": 100,
     "voices": 480,
